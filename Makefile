@@ -1,0 +1,44 @@
+# Every target does all its own set-up. Nothing but python3.12 and make is assumed.
+SHELL := /bin/bash
+PYTHON ?= python3.12
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test check bench assets results clean
+
+# One virtual environment, made by uv; the stamp is newer than what it was made from.
+setup: .venv/.stamp
+.venv/.stamp: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "mmrl needs Python 3.12 (lerobot does): install it, or set PYTHON="; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Side by side with TRL; needs the extra `bench`.
+bench: setup
+	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[dev,bench]"
+	$(BIN)/python -m benchmarks.vision_vs_trl
+
+# Makes the shipped weights again.
+assets: setup
+	$(BIN)/mmrl warmup configs/vision/warmup_digits.yaml
+
+# The figures of the README: hours of CPU, written to benchmarks/results/.
+results: setup
+	$(BIN)/python -m benchmarks.digits
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,106 @@
+"""Checkpoints that survive a kill at any moment: written aside, renamed into place, `latest` last.
+
+checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}    checkpoints/latest
+
+Tensors beside the weights are read with `weights_only=True`: a checkpoint can hold no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmrl.types import Policy
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """A checkpoint `every` so many steps (null: only at the end), of which the last `keep` stay."""
+
+    every: int | None = 20
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or (self.every is not None and self.every < 1):
+            raise ValueError(f"save.every is {self.every} and save.keep is {self.keep}: give 1 or more")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; the last complete one is untouched."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader, or a kill, sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def save(
+    folder: Path,
+    step: int,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    generators: Mapping[str, torch.Tensor],
+    state: Mapping[str, object],
+    keep: int,
+) -> Path:
+    """Write `folder`/step_<step> and point `latest` at it; then remove all but the last `keep`.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
+    """
+    final = folder / f"step_{step:06d}"
+    aside = folder / f".writing_{step:06d}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "policy").mkdir(parents=True)
+        policy.save_pretrained(aside / "policy")
+        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
+        torch.save(dict(generators), aside / "generators.pt")
+        write_atomically(aside / "state.json", json.dumps({"step": step, **state}, indent=1))
+        if final.exists():  # a run that was killed between the rename and `latest` comes by here again
+            shutil.rmtree(final)
+        os.replace(aside, final)
+        write_atomically(folder / "latest", final.name)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(aside, ignore_errors=True)
+        kept = latest(folder)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder} ({error}); "
+            f"{f'{kept.name} is complete' if kept else 'no earlier one exists'}: free some disk, then --resume"
+        ) from error
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, or None."""
+    pointer = folder / "latest"
+    if not pointer.exists():
+        return None
+    found = folder / pointer.read_text().strip()
+    return found if (found / "state.json").exists() else None
+
+
+def load(
+    found: Path, policy: Policy, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    """Put weights and optimiser state back in place; returns the state and the generator states."""
+    policy.load_weights(found / "policy")
+    optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+    generators = torch.load(found / "generators.pt", weights_only=True)
+    state: dict[str, object] = json.loads((found / "state.json").read_text())
+    return state, generators

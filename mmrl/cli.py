@@ -1,0 +1,128 @@
+"""The command line. Heavy libraries are imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 the request was wrong."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, ModuleNotFoundError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("MMRL_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, (ValueError, ModuleNotFoundError, FileNotFoundError)) else 1
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmrl", description="Reinforcement learning for models that see, paint and act.",
+        epilog="MMRL_TRACEBACK=1 shows where an error comes from.",
+    )  # fmt: skip
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train a policy by reinforcement learning")
+    train.add_argument("config", nargs="?", help="a YAML file, or a recipe such as vision/cls_rl")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=50 seed=1")
+    train.add_argument(
+        "--run", dest="folder", type=Path, metavar="DIR", help="the run folder (runs/<recipe>/<time>_seed<k>)"
+    )
+    train.add_argument("--resume", action="store_true", help="continue --run, or the newest run")
+    train.set_defaults(run=_train)
+
+    warmup = commands.add_parser("warmup", help="make the base policy that RL improves")
+    warmup.add_argument("config")
+    warmup.add_argument("overrides", nargs="*", metavar="key=value")
+    warmup.add_argument("--output", type=Path, metavar="DIR", help="where to save it (warmup.output)")
+    warmup.set_defaults(run=_warmup)
+
+    evaluate = commands.add_parser("evaluate", help="held-out evaluation of a run or of a config's start")
+    evaluate.add_argument("target", metavar="RUN|CONFIG")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value")
+    evaluate.set_defaults(run=_evaluate)
+
+    rollout = commands.add_parser("rollout", help="generate or simulate only: samples, rewards, throughput")
+    rollout.add_argument("config")
+    rollout.add_argument("overrides", nargs="*", metavar="key=value")
+    rollout.add_argument("--output", type=Path, default=Path("rollout"), metavar="DIR")
+    rollout.set_defaults(run=_rollout)
+
+    report = commands.add_parser("report", help="one HTML page of one or several runs")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) run")
+    report.set_defaults(run=_report)
+
+    inspect = commands.add_parser("inspect", help="one trajectory, decision by decision")
+    inspect.add_argument("target", metavar="RUN|CONFIG")
+    inspect.add_argument("--row", type=int, default=0, help="which trajectory of a fresh rollout")
+    inspect.set_defaults(run=_inspect)
+
+    listing = commands.add_parser("list", help="recipes, algorithms and rewards, with one line each")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from mmrl.commands import train
+
+    return train(options.config, options.overrides, options.folder, options.resume)
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from mmrl.commands import warmup
+
+    return warmup(options.config, options.overrides, options.output)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from mmrl.commands import evaluate
+
+    print(json.dumps(evaluate(options.target, options.overrides), indent=1))
+    return 0
+
+
+def _rollout(options: argparse.Namespace) -> int:
+    from mmrl.commands import rollout
+
+    print(json.dumps(rollout(options.config, options.overrides, options.output), indent=1))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from mmrl.report import write_report
+
+    print(write_report(options.runs, options.output))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from mmrl.commands import inspect
+
+    print(inspect(options.target, options.row))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from mmrl.commands import listing
+
+    print(listing())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

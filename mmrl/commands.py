@@ -1,0 +1,166 @@
+"""What the command line does, without the parsing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from mmrl import checkpoint
+from mmrl.config import ConfigError, Loaded, flatten, load, read_yaml, recipes_folder
+from mmrl.report import print_table, write_report
+from mmrl.run import RunFolder
+from mmrl.runtime import Runtime, acting
+from mmrl.scoring import score
+from mmrl.trainer import Trainer
+
+
+def train(config: str | None, overrides: Sequence[str], folder: Path | None, resume: bool) -> int:
+    """Train, run the controls, write summary and report. Returns the exit status."""
+    if resume:
+        folder = folder or RunFolder.newest(Path(config).stem if config else None)
+        config = config or str(folder / "config.yaml")
+    if config is None:
+        raise ConfigError("which config? `mmrl train vision/cls_rl`, or `mmrl train --resume` for the newest run")
+    loaded = load(config, overrides)
+    experiment = loaded.experiment
+    runtime = Runtime(experiment.runtime, experiment.seed)
+    run = RunFolder(folder or RunFolder.default_path(loaded.recipe, experiment.seed))
+    if resume:
+        run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
+    elif (run.path / "config.yaml").exists():
+        run.create(loaded.resolved)  # refuses; before the model is loaded
+    parts = experiment.build(runtime)
+    if not resume and runtime.is_main:
+        run.create(loaded.resolved)
+    runtime.wait()
+    trainer = Trainer(parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging)
+    summary = trainer.fit(resume)
+    if not runtime.is_main:
+        return 0
+    if trainer.stopped:
+        print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
+        return 130
+    return _finish(loaded, run, summary, runtime, parts)
+
+
+def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime: Runtime, parts: object) -> int:
+    experiment = loaded.experiment
+    before = _cpu_of_children()
+    summary = {
+        "recipe": loaded.recipe,
+        "domain": experiment.domain,
+        "seed": experiment.seed,
+        **summary,
+        "algorithm": read_yaml(run.path / "config.yaml").get("algorithm"),
+        "base_policy": experiment.base_policy,
+    }
+    run.write_summary({**summary, "controls": {}, "controls_cpu_s": 0.0})  # controls may be killed too
+    found = experiment.run_controls(runtime, float(str(summary["cpu_s"])))
+    summary |= {"controls": found, "controls_cpu_s": round(_cpu_of_children() - before, 2)}
+    run.write_summary(summary)
+    print_table(summary)
+    print(f"report: {write_report([run.path])}")
+    return 0
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime + time.process_time()
+
+
+def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
+    """Make a base policy."""
+    loaded = load(config, overrides)
+    runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
+    section = read_yaml_section(loaded, "warmup")
+    target = output or Path(str(section.get("output", "warmup")))
+    target.mkdir(parents=True, exist_ok=True)
+    summary = loaded.experiment.run_warmup(runtime, target)
+    checkpoint.write_atomically(target / "warmup.json", json.dumps({"config": loaded.recipe, **summary}, indent=1))
+    for name, figures in summary.items():
+        if name.startswith("eval_") and isinstance(figures, dict) and "accuracy" in figures:
+            print(f"{name}: accuracy {figures['accuracy']['value']:.3f}")
+    print(f"saved to {target}")
+    return 0
+
+
+def read_yaml_section(loaded: Loaded, name: str) -> dict[str, object]:
+    """One top-level mapping of the resolved config."""
+    section = yaml.safe_load(loaded.resolved).get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _prepared(target: str, overrides: Sequence[str]) -> tuple[Runtime, Trainer]:
+    """A trainer at the newest checkpoint of a run, or at a config's start."""
+    folder = Path(target)
+    is_run = (folder / "config.yaml").is_file()
+    loaded = load(str(folder / "config.yaml") if is_run else target, overrides)
+    runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
+    trainer = Trainer(loaded.experiment.build(runtime), loaded.experiment.train, runtime)
+    found = checkpoint.latest(folder / "checkpoints") if is_run else None
+    if is_run and found is None:
+        raise ConfigError(f"{target} has no checkpoint yet: continue it with `mmrl train --run {target} --resume`")
+    if found is not None:
+        checkpoint.load(found, trainer.parts.policy, trainer.optimizer)
+    return runtime, trainer
+
+
+def evaluate(target: str, overrides: Sequence[str]) -> dict[str, object]:
+    """Held-out figures of a run's newest checkpoint or a config's start."""
+    _, trainer = _prepared(target, overrides)
+    return {name: dataclasses.asdict(estimate) for name, estimate in trainer.evaluate().items()}
+
+
+def rollout(config: str, overrides: Sequence[str], output: Path) -> dict[str, object]:
+    """Rollouts without training."""
+    loaded = load(config, overrides)
+    output.mkdir(parents=True, exist_ok=True)
+    return loaded.experiment.run_rollout(Runtime(loaded.experiment.runtime, loaded.experiment.seed), output)
+
+
+def inspect(target: str, row: int) -> str:
+    """One trajectory of a fresh rollout as a table: recorded and re-scored log-prob, reward, credit."""
+    runtime, trainer = _prepared(target, ())
+    parts = trainer.parts
+    with acting(parts.policy):
+        found = parts.collector.collect(parts.policy, runtime.generator("collect"))
+    if not 0 <= row < len(found):
+        raise ConfigError(f"--row is {row} and the rollout has {len(found)} trajectories")
+    again = score(parts.policy, found, trainer.train.update.micro_rows)
+    credit = parts.algorithm.advantage(found).advantages if not parts.algorithm.needs_reference else found.logprobs * 0
+    lines = [
+        f"trajectory {row} of {len(found)}, group {int(found.group_ids[row])}, reward {float(found.returns()[row]):.3f}"
+    ]
+    lines.append(f"{'t':>4} {'logprob':>10} {'re-scored':>10} {'reward':>8} {'advantage':>10} mask")
+    for t in range(int(found.alive[row].sum())):
+        numbers = (found.logprobs[row, t], again[row, t], found.rewards[row, t], credit[row, t])
+        lines.append(
+            "{:>4} {:>10.4f} {:>10.4f} {:>8.3f} {:>10.4f} {}".format(t, *map(float, numbers), bool(found.mask[row, t]))
+        )
+    return "\n".join(lines)
+
+
+def listing() -> str:
+    """Recipes with their first comment, then the parts an algorithm can be made of."""
+    lines = ["recipes"]
+    for path in sorted(recipes_folder().glob("*/*.yaml")):
+        comment = path.read_text().splitlines()[0].lstrip("# ")
+        lines.append(f"  {path.parent.name}/{path.stem:<22} {comment}")
+    import mmrl.advantages
+    import mmrl.regularisers
+    import mmrl.selectors
+    import mmrl.shapers
+    import mmrl.surrogates
+
+    for module in (mmrl.advantages, mmrl.surrogates, mmrl.regularisers, mmrl.shapers, mmrl.selectors):
+        lines.append(module.__name__.removeprefix("mmrl."))
+        for name in module.__all__:
+            about = (vars(module)[name].__doc__ or "").splitlines()[0]
+            lines.append(f"  {module.__name__}.{name:<26} {about}")
+    return "\n".join(lines)

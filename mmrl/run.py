@@ -1,0 +1,134 @@
+"""The run folder: one directory that says what was run, how it went and what came out.
+
+config.yaml  provenance.json  metrics.jsonl  events.*  summary.json  report.html  samples/  checkpoints/
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from mmrl import checkpoint
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
+RESUMABLE = ("train.steps", "save", "evaluate", "logging", "controls")
+"""Keys that may differ from the run's own when it is resumed."""
+
+
+class RunFolderError(RuntimeError):
+    """The run folder does not allow what was asked; nothing in it was changed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @staticmethod
+    def default_path(recipe: str, seed: int) -> Path:
+        """runs/<recipe>/<time>_seed<k>"""
+        return Path("runs") / recipe / f"{time.strftime('%Y%m%d-%H%M%S')}_seed{seed}"
+
+    @staticmethod
+    def newest(recipe: str | None = None, root: Path = Path("runs")) -> Path:
+        """The run folder that was started last.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        pattern = f"{recipe or '*'}/*/config.yaml"
+        found = sorted(root.glob(pattern), key=lambda file: file.stat().st_mtime)
+        if not found:
+            raise RunFolderError(f"no run in {root}/{recipe or ''}: start one with `mmrl train CONFIG`")
+        return found[-1].parent
+
+    def create(self, resolved: str) -> None:
+        """Make the folder and write what reproduces the run.
+
+        Raises:
+            RunFolderError: it exists and holds a run.
+        """
+        if (self.path / "config.yaml").exists():
+            raise RunFolderError(
+                f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"
+            )
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_atomically(self.path / "provenance.json", json.dumps(provenance(), indent=1))
+        checkpoint.write_atomically(self.path / "config.yaml", resolved)
+
+    def check_resumable(self, now: Mapping[str, object]) -> None:
+        """Compare the resolved config of the run with `now`, both flattened to dotted keys.
+
+        Raises:
+            RunFolderError: there is no run, or other keys than those in RESUMABLE differ.
+        """
+        from mmrl.config import flatten, read_yaml
+
+        path = self.path / "config.yaml"
+        if not path.exists():
+            raise RunFolderError(f"{self.path} holds no run to resume (no config.yaml): start it without --resume")
+        before = flatten(read_yaml(path))
+        changed = [
+            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not key.startswith(RESUMABLE)
+        ]
+        if changed:
+            raise RunFolderError(
+                f"{self.path} was started with another config ({'; '.join(changed[:5])}): "
+                f"only {', '.join(RESUMABLE)} may change on --resume; start a new run for the rest"
+            )
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write summary.json."""
+        checkpoint.write_atomically(self.path / "summary.json", json.dumps(summary, indent=1))
+
+    def read_summary(self) -> dict[str, object]:
+        """Read summary.json.
+
+        Raises:
+            RunFolderError: the run has not finished.
+        """
+        path = self.path / "summary.json"
+        if not path.exists():
+            raise RunFolderError(f"{self.path} has no summary.json: the run has not finished; continue with --resume")
+        found: dict[str, object] = json.loads(path.read_text())
+        return found
+
+
+def provenance() -> dict[str, object]:
+    """Versions, machine and commit."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": ["mmrl", *sys.argv[1:]],
+        "commit": commit or None,
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,5 @@
+"""Weights on decisions, planned on the whole rollout, one a file."""
+
+from mmrl.selectors.drop_truncated import DropTruncated
+
+__all__ = ["DropTruncated"]

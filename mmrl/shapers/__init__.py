@@ -1,0 +1,5 @@
+"""Changes to rewards before credit is assigned, one a file."""
+
+from mmrl.shapers.kl_in_reward import KLInReward
+
+__all__ = ["KLInReward"]

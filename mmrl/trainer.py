@@ -1,0 +1,302 @@
+"""Collect, update, log, evaluate, checkpoint. Composed of parts, never subclassed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from mmrl import checkpoint
+from mmrl.algorithm import Algorithm
+from mmrl.checkpoint import SaveConfig
+from mmrl.metrics import PARITY_LIMIT, MetricWriter, rollout_metrics
+from mmrl.run import RunFolder, peak_rss_mb
+from mmrl.runtime import Runtime, acting
+from mmrl.schedules import Constant, Schedule
+from mmrl.scoring import score
+from mmrl.types import Collector, Estimate, Evaluator, Policy, Rollout
+from mmrl.update import UpdateConfig, update
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
+    CPU seconds of it."""
+
+    steps: int = 100
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Schedule = Constant()
+    update: UpdateConfig = UpdateConfig()
+    cpu_budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.lr <= 0:
+            raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out evaluation before, after, and `every` so many steps between (null: never between).
+    `samples` of them are written for people to look at."""
+
+    every: int | None = 20
+    samples: int = 12
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go besides the run folder."""
+
+    wandb_project: str | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a domain gives the trainer."""
+
+    policy: Policy
+    collector: Collector
+    evaluator: Evaluator
+    algorithm: Algorithm
+    reference: Policy | None = None
+    primary_metric: str = "accuracy"
+
+
+@dataclass
+class State:
+    """Everything about the past of a run that is not a weight, an optimiser moment or a generator."""
+
+    step: int = 0
+    cpu_s: float = 0.0
+    eval_cpu_s: float = 0.0
+    wall_s: float = 0.0
+    decisions: int = 0
+    samples: int = 0
+    collector: dict[str, object] = field(default_factory=dict)
+    eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
+    parity: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """One run. `folder` None keeps nothing on disk (controls, tests)."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        train: TrainConfig,
+        runtime: Runtime,
+        folder: RunFolder | None = None,
+        evaluate: EvaluateConfig | None = None,
+        save: SaveConfig | None = None,
+        logging: LoggingConfig | None = None,
+    ) -> None:
+        self.parts, self.train, self.runtime, self.folder = parts, train, runtime, folder
+        self.evaluation, self.saving = evaluate or EvaluateConfig(), save or SaveConfig()
+        self.logging = logging or LoggingConfig()
+        self._check()
+        parts.policy.to(runtime.device)
+        parts.policy.report_entropy = parts.algorithm.needs_entropy
+        trainable = [p for p in parts.policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, train.lr, train.betas, weight_decay=train.weight_decay)
+        self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
+        self.state = State()
+        self.stopped = False
+
+    def _check(self) -> None:
+        policy, algorithm = self.parts.policy, self.parts.algorithm
+        if algorithm.needs_reference and self.parts.reference is None:
+            raise ValueError("the algorithm has a KL to the reference and there is no reference: set policy.reference")
+        windows = self.train.update.micro_steps is not None
+        if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
+            raise ValueError(
+                f"train.update.micro_steps is {self.train.update.micro_steps}, and {type(policy).__name__} with "
+                f"{type(algorithm.surrogate).__name__} needs whole trajectories: set it to null and lower micro_rows"
+            )
+
+    def fit(self, resume: bool = False) -> dict[str, object]:
+        """Train to the last step; returns the summary, which is also written to the run folder."""
+        if resume:
+            self._restore()
+        writer = self._writer()
+        if not self.state.eval_before:
+            self.state.eval_before = self._evaluate(writer, self.state.step)
+        start = time.perf_counter()
+        with self._interruptible(), self._progress() as bar:
+            while self.state.step < self.train.steps and not self.stopped and not self._spent():
+                before = time.process_time()
+                metrics = self._step()
+                self.state.cpu_s += time.process_time() - before
+                self._log(writer, metrics, bar)
+                done = self.state.step == self.train.steps or self.stopped or self._spent()
+                if self._due(self.evaluation.every) and not done:
+                    self._evaluate(writer, self.state.step)
+                if self._due(self.saving.every) or done:
+                    self._save()
+        self.state.wall_s += time.perf_counter() - start
+        return self._finish(writer)
+
+    def _step(self) -> dict[str, float]:
+        """One RL step, top to bottom."""
+        runtime, parts = self.runtime, self.parts
+        began = time.perf_counter()
+        with acting(parts.policy):
+            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
+        if parts.algorithm.needs_reference and parts.reference is not None:
+            scored = score(parts.reference, rollout, self.train.update.micro_rows)
+            rollout = rollout.with_(ref_logprobs=scored)
+        collected = time.perf_counter()
+        lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with _eval_mode(self.policy):  # dropout would make the ratio noise
+            metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
+        self._count(rollout)
+        everyone = runtime.gather(rollout).rollout
+        return {
+            **rollout_metrics(everyone),
+            **metrics,
+            "update/lr": lr,
+            "time/collect": collected - began,
+            "time/update": time.perf_counter() - collected,
+        }
+
+    def _count(self, rollout: Rollout) -> None:
+        self.state.step += 1
+        self.state.decisions += int(rollout.mask.sum())
+        self.state.samples += len(rollout)
+
+    def _log(self, writer: MetricWriter | None, metrics: dict[str, float], bar: tqdm) -> None:
+        found = {name: value for name, value in metrics.items() if name.startswith("parity/")}
+        for name, value in found.items():
+            short = name.removeprefix("parity/")
+            self.state.parity[short] = max(self.state.parity.get(short, 0.0), value)
+        difference = found.get("parity/logprob_diff_max", 0.0)
+        if difference > PARITY_LIMIT and not self.runtime.reduced_precision and self.runtime.is_main:
+            tqdm.write(
+                f"warning: step {self.state.step}: re-scored log-probs differ from the recorded ones by "
+                f"{difference:.1e} (limit {PARITY_LIMIT:.0e}): sampling and training do not compute the same policy"
+            )
+        if writer is not None:
+            writer.write(self.state.step, metrics)
+        shown = {"reward": "rollout/reward_mean", "kl": "update/kl", "moved": "update/approx_kl"}
+        shown |= {"entropy": "rollout/entropy", "zero": "rollout/zero_spread_groups"}
+        postfix = {short: f"{metrics[name]:.3g}" for short, name in shown.items() if name in metrics}
+        bar.set_postfix(postfix)
+        bar.update()
+
+    def evaluate(self) -> dict[str, Estimate]:
+        """Held-out evaluation of the policy as it is now; the same draws every time."""
+        with acting(self.parts.policy):
+            return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
+
+    def _evaluate(self, writer: MetricWriter | None, step: int) -> dict[str, dict[str, float]]:
+        before = time.process_time()
+        found = self.evaluate()
+        if writer is not None and self.folder is not None:
+            line = {f"eval/{name}": e.value for name, e in found.items()}
+            line |= {f"eval/{name}/low": e.low for name, e in found.items()}
+            line |= {f"eval/{name}/high": e.high for name, e in found.items()}
+            writer.write(step, line)
+            target = self.folder.path / "samples" / f"step_{step:06d}"
+            with acting(self.parts.policy):
+                generator = self.runtime.fresh_generator("samples")
+                self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
+        self.runtime.wait()
+        self.state.eval_cpu_s += time.process_time() - before
+        return {name: asdict(estimate) for name, estimate in found.items()}
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        self.state.collector = self.parts.collector.state_dict()
+        generators = self.runtime.generator_states()
+        if self.runtime.is_main:
+            checkpoint.save(
+                self.folder.checkpoints, self.state.step, self.parts.policy, self.optimizer,
+                generators, asdict(self.state), self.saving.keep,
+            )  # fmt: skip
+        self.runtime.wait()
+
+    def _restore(self) -> None:
+        found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
+        if found is None:
+            return
+        state, generators = checkpoint.load(found, self.parts.policy, self.optimizer)
+        self.state = State(**state)  # type: ignore[arg-type]
+        self.parts.collector.load_state_dict(self.state.collector)
+        self.runtime.load_generator_states(generators)
+
+    def _writer(self) -> MetricWriter | None:
+        if self.folder is None or not self.runtime.is_main:
+            return None
+        return MetricWriter(self.folder.path, self.logging.wandb_project, self.state.step)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.state.step % every == 0
+
+    def _spent(self) -> bool:
+        return self.train.cpu_budget_s is not None and self.state.cpu_s >= self.train.cpu_budget_s
+
+    @contextmanager
+    def _progress(self) -> Iterator[tqdm]:
+        off = not (self.logging.progress and self.runtime.is_main)
+        with tqdm(total=self.train.steps, initial=self.state.step, disable=off, unit="step") as bar:
+            yield bar
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the current step, saves and stops; the second is Python's own."""
+
+        def stop(number: int, frame: object) -> None:
+            self.stopped = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            tqdm.write("stopping after this step; Ctrl-C again to stop at once")
+
+        if self.folder is None:
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _finish(self, writer: MetricWriter | None) -> dict[str, object]:
+        state = self.state
+        eval_after = {} if self.stopped else self._evaluate(writer, state.step)
+        summary: dict[str, object] = {
+            "steps": state.step,
+            "wall_s": round(state.wall_s, 2),
+            "cpu_s": round(state.cpu_s, 2),
+            "eval_cpu_s": round(state.eval_cpu_s, 2),
+            "eval_before": state.eval_before,
+            "eval_after": eval_after,
+            "primary_metric": self.parts.primary_metric,
+            "parity": state.parity,
+            "throughput": {
+                "decisions_per_s": round(state.decisions / max(state.cpu_s, 1e-9), 1),
+                "samples_per_s": round(state.samples / max(state.cpu_s, 1e-9), 2),
+            },
+            "peak_rss_mb": round(peak_rss_mb(), 1),
+        }
+        if writer is not None:
+            writer.close()
+        return summary
+
+
+@contextmanager
+def _eval_mode(policy: torch.nn.Module) -> Iterator[None]:
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)

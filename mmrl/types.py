@@ -1,0 +1,257 @@
+"""The records that pass between the parts of a run, and the interfaces that domains implement.
+
+A token, a denoise step and an action chunk are each *a decision with a log-probability*; T counts
+such decisions. Letters: B trajectories, T decisions, b and t the same inside a micro-batch.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Transitions(abc.ABC):
+    """What a policy needs in order to score recorded decisions again; owned by a domain."""
+
+    @abc.abstractmethod
+    def rows(self, index: Tensor) -> Self:
+        """The trajectories `index` (LongTensor, b)."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same transitions on `device`."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """B, the number of trajectories."""
+
+
+@dataclass(frozen=True)
+class Elsewhere(Transitions):
+    """The transitions of a gathered rollout: they stay on the ranks that collected them."""
+
+    length: int
+
+    def rows(self, index: Tensor) -> Self:
+        raise TypeError("a gathered rollout holds decisions only; take rows of the rank's own rollout")
+
+    def to(self, device: torch.device) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B trajectories of at most T decisions, as a collector records them.
+
+    `mask` says that a decision enters the loss; `alive` that it exists. Rewards, discounts and values
+    are read wherever `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False
+    everywhere and leaves every statistic. With a demonstration the log-probs were not recorded by a
+    sampler, so there is no ratio and no parity to speak of.
+
+    Raises:
+        ValueError: a shape that is not (B, T), a mask outside alive, alive that is not a prefix of the
+            row, or a number that is not finite where it is read.
+    """
+
+    transitions: Transitions  # B
+    logprobs: Tensor  # (B, T) float32, under the policy that acted
+    mask: Tensor  # (B, T) bool
+    alive: Tensor  # (B, T) bool
+    rewards: Tensor  # (B, T)
+    discounts: Tensor  # (B, T), 0 where the episode terminates
+    group_ids: Tensor  # (B,) long, unique over ranks
+    values: Tensor | None = None  # (B, T)
+    last_value: Tensor | None = None  # (B,), of the state after the last living decision
+    ref_logprobs: Tensor | None = None  # (B, T)
+    behaviour_logprobs: Tensor | None = None  # (B, T), the sampler's, when they were recomputed
+    chain_ends: Tensor | None = None  # (B, T) bool, last decision of an environment step; None = all
+    stats: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, T)
+    reward_parts: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B,)
+    applicable: Mapping[str, Tensor] = field(default_factory=dict)  # part -> (B,) bool
+    decision_size: int = 1  # dimensions of one decision, for parity per dimension
+    demonstration: bool = False
+    policy_version: int = 0
+
+    def __post_init__(self) -> None:
+        shape = self.logprobs.shape
+        per_decision = {
+            "mask": self.mask,
+            "alive": self.alive,
+            "rewards": self.rewards,
+            "discounts": self.discounts,
+            "values": self.values,
+            "ref_logprobs": self.ref_logprobs,
+            "behaviour_logprobs": self.behaviour_logprobs,
+            "chain_ends": self.chain_ends,
+        }
+        for name, tensor in per_decision.items():
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(
+                    f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
+                    "every per-decision field is (B, T)"
+                )
+        if self.group_ids.shape != shape[:1] or len(self.transitions) != shape[0]:
+            raise ValueError(
+                f"Rollout has {shape[0]} rows of log-probs, {len(self.transitions)} transitions and "
+                f"{tuple(self.group_ids.shape)} group_ids: each needs one entry per trajectory"
+            )
+        if bool((self.mask & ~self.alive).any()):
+            raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")
+        if shape[1] > 1 and bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):
+            raise ValueError("Rollout.alive must be True up to the end of a trajectory and False after it")
+        if (self.values is None) != (self.last_value is None):
+            raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
+        self._check_finite("logprobs", self.logprobs, self.mask)
+        self._check_finite("rewards", self.rewards, self.alive)
+        self._check_finite("values", self.values, self.alive)
+        self._check_finite("ref_logprobs", self.ref_logprobs, self.mask)
+
+    @staticmethod
+    def _check_finite(name: str, tensor: Tensor | None, where: Tensor) -> None:
+        if tensor is None:
+            return
+        bad = ~torch.isfinite(tensor) & where
+        if bool(bad.any()):
+            row, step = (int(i) for i in bad.nonzero()[0])
+            raise ValueError(
+                f"Rollout.{name}[{row}, {step}] is {float(tensor[row, step])}: it must be finite wherever "
+                f"it is read; find what produced it, or mark the trajectory as failed (alive False)"
+            )
+
+    def __len__(self) -> int:
+        return self.logprobs.shape[0]
+
+    def returns(self) -> Tensor:
+        """Undiscounted sum of the rewards of each trajectory (B,)."""
+        return torch.where(self.alive, self.rewards, 0.0).sum(-1)
+
+    def with_(self, **changes: object) -> Rollout:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: the only thing a loss may read besides the policy's own evaluation."""
+
+    transitions: Transitions  # b
+    steps: Tensor  # (b, t) long: which decisions of each trajectory
+    old_logprobs: Tensor  # (b, t)
+    advantages: Tensor  # (b, t)
+    mask: Tensor  # (b, t) bool
+    scale: Tensor  # (b, t): the loss is the sum of scale x weight x L over all micro-batches
+    weights: Tensor  # (b, t), from the selectors
+    group_ids: Tensor  # (b,)
+    ref_logprobs: Tensor | None = None  # (b, t)
+    returns: Tensor | None = None  # (b, t), targets of a critic
+    old_values: Tensor | None = None  # (b, t)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy says about recorded decisions."""
+
+    logprobs: Tensor  # (b, t) with gradient
+    entropy: Tensor | None = None  # (b, t)
+    values: Tensor | None = None  # (b, t)
+    means: Tensor | None = None  # (b, t, ...) of a Gaussian policy
+    stds: Tensor | None = None  # (b, t, ...)
+
+
+class Policy(nn.Module, abc.ABC):
+    """A generative model whose decisions have a density. Call it, never `.forward`: DDP and FSDP hooks
+    live in `__call__`."""
+
+    windowable: bool = True
+    """Whether a window of the decisions of a trajectory can be scored without the others."""
+    report_entropy: bool = False
+    """Set by the trainer when the algorithm needs `Evaluation.entropy` with gradient."""
+
+    @abc.abstractmethod
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        """Score the decisions `steps` (b, t) of `transitions` (b)."""
+
+    @abc.abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what `from_pretrained` of the library this model comes from can load."""
+
+    @abc.abstractmethod
+    def load_weights(self, folder: Path) -> None:
+        """Read back, in place and exactly, what `save_pretrained` wrote."""
+
+
+class Collector(abc.ABC):
+    """Acts with the policy and records what happened."""
+
+    @abc.abstractmethod
+    def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
+        """One rollout of the policy (unwrapped, in eval mode, no gradient)."""
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, object]:
+        """JSON-able position in the data and environments."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue from `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is to be rewarded: N outputs (texts, pictures, episodes) with their dataset columns."""
+
+    outputs: Sequence[object]  # N
+    columns: Mapping[str, Sequence[object]] = field(default_factory=dict)  # name -> N
+    ids: Sequence[str] = ()  # N, of the examples, for messages
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of N samples. "Not applicable" is the bool; NaN is always an error."""
+
+    values: Tensor  # (N,) float32, 0 where not applicable
+    applicable: Tensor  # (N,) bool
+    parts: Mapping[str, Scores] = field(default_factory=dict)
+    step_values: Tensor | None = None  # (N, T)
+
+
+class RewardFunction(abc.ABC):
+    """Scores a batch of samples."""
+
+    @abc.abstractmethod
+    def __call__(self, samples: Samples) -> Scores:
+        """One score per sample, in order."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured figure with its 95 % interval and the number of cases it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Evaluator(abc.ABC):
+    """Held-out evaluation, identical before and after training."""
+
+    @abc.abstractmethod
+    def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
+        """Metric name -> estimate. The policy is unwrapped and in eval mode."""
+
+    @abc.abstractmethod
+    def samples(self, policy: Policy, generator: torch.Generator, folder: Path, count: int) -> None:
+        """Write `count` samples for people to look at: `samples.json` and pictures beside it."""

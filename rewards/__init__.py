@@ -1,0 +1,1 @@
+"""Reward functions and models, by family, and their composition with named parts."""

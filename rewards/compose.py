@@ -1,0 +1,73 @@
+"""A weighted sum of rewards whose parts keep their names, and the checks every reward passes through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mmrl.types import RewardFunction, Samples, Scores
+
+
+class RewardError(ValueError):
+    """A reward function broke its contract; says which, on which sample, and how."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One reward of a sum."""
+
+    use: RewardFunction
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class WeightedSum(RewardFunction):
+    """sum_k weight_k r_k over the parts that apply to a sample; not applicable if none does."""
+
+    parts: Mapping[str, Part]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("rewards is empty: give at least one, such as `accuracy: {use: rewards.text.AnswerMatch}`")
+
+    def __call__(self, samples: Samples) -> Scores:
+        found = {name: checked(name, part.use, samples) for name, part in self.parts.items()}
+        values = torch.zeros(len(samples))
+        applicable = torch.zeros(len(samples), dtype=torch.bool)
+        for name, scores in found.items():
+            values = values + self.parts[name].weight * torch.where(scores.applicable, scores.values, 0.0)
+            applicable = applicable | scores.applicable
+        return Scores(values, applicable, found)
+
+
+def checked(name: str, function: RewardFunction, samples: Samples) -> Scores:
+    """The scores of `function`, if there is one finite number per sample.
+
+    Raises:
+        RewardError: it raised, or gave another number of scores, or one that is not finite.
+    """
+    try:
+        scores = function(samples)
+    except RewardError:
+        raise
+    except Exception as error:
+        raise RewardError(
+            f"rewards.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "
+            f"samples: {error}"
+        ) from error
+    if scores.values.shape != (len(samples),) or scores.applicable.shape != (len(samples),):
+        raise RewardError(
+            f"rewards.{name} gave {tuple(scores.values.shape)} scores for {len(samples)} samples: "
+            "give one number per sample, in order"
+        )
+    bad = (~torch.isfinite(scores.values) & scores.applicable).nonzero()
+    if len(bad):
+        index = int(bad[0])
+        where = f" (example {samples.ids[index]})" if samples.ids else ""
+        raise RewardError(
+            f"rewards.{name} is {float(scores.values[index])} for sample {index}{where}, output "
+            f"{str(samples.outputs[index])[:80]!r}: give a finite number, or mark it as not applicable"
+        )
+    return scores

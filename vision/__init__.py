@@ -1,0 +1,1 @@
+"""Post-training of multimodal language models: the decision is the next token."""

@@ -1,0 +1,169 @@
+"""Prompts to rewarded rollouts, and demonstrations to rollouts without a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmrl.runtime import Runtime
+from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
+from vision.data.base import Example
+from vision.encoding import Encoder
+from vision.policy import VisionPolicy
+from vision.sampling import draw, texts
+from vision.transitions import TokenTransitions
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """`prompts` a step over all processes, `group` answers of each, and their limits."""
+
+    prompts: int = 16
+    group: int = 8
+    max_new_tokens: int = 64
+    max_prompt_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "group", "max_new_tokens"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
+
+
+class Shuffled:
+    """Examples in a new order each epoch, the same on every rank; remembers where it stands."""
+
+    def __init__(self, size: int, runtime: Runtime, name: str) -> None:
+        self._size, self._seed = size, runtime.fresh_generator(f"shared_{name}", shared=True).initial_seed()
+        self.drawn = 0
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` indices; no example comes twice before all have come once."""
+        taken = []
+        for position in range(self.drawn, self.drawn + count):
+            epoch, place = divmod(position, self._size)
+            if place == 0 or position == self.drawn:
+                order = torch.randperm(self._size, generator=torch.Generator().manual_seed(self._seed + epoch))
+            taken.append(int(order[place]))
+        self.drawn += count
+        return taken
+
+
+class AnswerCollector(Collector):
+    """Draws a group of answers to each prompt and rewards them."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encode: Encoder,
+        reward: RewardFunction,
+        config: RolloutConfig,
+        runtime: Runtime,
+    ) -> None:
+        if config.prompts % runtime.world or config.prompts < runtime.world:
+            raise ValueError(
+                f"rollout.prompts is {config.prompts} on {runtime.world} processes: give a multiple of {runtime.world}"
+            )
+        if not examples:
+            raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
+        self.examples, self.encode, self.reward = examples, encode, reward
+        self.config, self.runtime = config, runtime
+        self._order = Shuffled(len(examples), runtime, "prompts")
+
+    def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
+        assert isinstance(policy, VisionPolicy)
+        taken = self._order.take(self.config.prompts)
+        places = range(self.runtime.rank, len(taken), self.runtime.world)
+        chosen = [self.examples[taken[place]] for place in places]
+        prompts = [self.encode(example) for example in chosen]
+        drawn = draw(policy, prompts, self.config.group, self.config.max_new_tokens, generator)
+        answers = texts(policy, drawn)
+        asked = [example for example in chosen for _ in range(self.config.group)]
+        scores = self.reward(as_samples(asked, answers))
+        groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
+        return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
+            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)}
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        return {"drawn": self._order.drawn}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self._order.drawn = int(str(state["drawn"]))
+
+
+def as_samples(examples: Sequence[Example], answers: Sequence[str]) -> Samples:
+    """What rewards and metrics read: completions with the columns of their examples."""
+    names = {name: None for example in examples for name in example.columns}
+    columns: dict[str, Sequence[object]] = {n: [e.columns.get(n) for e in examples] for n in names}
+    columns["answer"] = [example.answer for example in examples]
+    columns["question"] = [example.question for example in examples]
+    return Samples(answers, columns, [example.id for example in examples])
+
+
+def answered(transitions: TokenTransitions, logprobs: Tensor, alive: Tensor, scores: Scores, groups: Tensor) -> Rollout:
+    """A rollout whose reward falls on the last token of each answer. An answer to which no reward applies
+    leaves the statistics of its group."""
+    device = logprobs.device
+    alive = alive & scores.applicable.to(device)[:, None]
+    last = alive & ~torch.nn.functional.pad(alive[:, 1:], (0, 1))
+    return Rollout(
+        transitions=transitions,
+        logprobs=logprobs,
+        mask=alive,
+        alive=alive,
+        rewards=torch.where(last, scores.values.to(device)[:, None], 0.0),
+        discounts=torch.ones_like(logprobs),
+        group_ids=groups.to(device),
+        reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
+        applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},
+    )
+
+
+class DemonstrationCollector(Collector):
+    """Right answers as they should have been given, for supervised warm-up. With several encoders, each
+    batch mixes their prompt styles."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        thoughts: Sequence[str],
+        encoders: Sequence[Encoder],
+        rows: int,
+        runtime: Runtime,
+    ) -> None:
+        self.pairs = [
+            (example, thought, e) for e in encoders for example, thought in zip(examples, thoughts, strict=True)
+        ]
+        self.rows, self.runtime = rows, runtime
+        self._order = Shuffled(len(self.pairs), runtime, "demonstrations")
+
+    def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
+        assert isinstance(policy, VisionPolicy)
+        taken = self._order.take(self.rows)[self.runtime.rank :: self.runtime.world]
+        chosen = [self.pairs[index] for index in taken]
+        written = [e.style.demonstration(example.answer, thought) for example, thought, e in chosen]
+        tokenizer = policy.processor.tokenizer
+        ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in written]
+        width = max(len(row) for row in ids)
+        completions = torch.tensor([row + [policy.pad_id] * (width - len(row)) for row in ids])
+        alive = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
+        prompts = tuple(e(example) for example, _, e in chosen)
+        blank = torch.zeros(completions.shape)
+        rollout = Rollout(
+            transitions=TokenTransitions(prompts, torch.arange(len(prompts)), completions).to(policy.banned.device),
+            logprobs=blank, mask=alive, alive=alive, rewards=blank, discounts=blank + 1,
+            group_ids=torch.arange(self.runtime.rank, self.rows, self.runtime.world), demonstration=True,
+        )  # fmt: skip
+        on = policy.banned.device
+        return rollout.with_(
+            **{n: vars(rollout)[n].to(on) for n in ("logprobs", "mask", "alive", "rewards", "discounts", "group_ids")}
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        return {"drawn": self._order.drawn}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        self._order.drawn = int(str(state["drawn"]))

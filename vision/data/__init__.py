@@ -1,0 +1,23 @@
+"""Sources of labelled pictures and how they are divided."""
+
+from vision.data.base import Example, Source, Split
+from vision.data.digits import Digits
+from vision.data.elpv import ELPV
+from vision.data.folder import HubDataset, ImageFolder
+from vision.data.openmoji import OpenMoji
+from vision.data.protocols import BaseToNew, CrossDataset, FewShot, Protocol
+
+__all__ = [
+    "ELPV",
+    "BaseToNew",
+    "CrossDataset",
+    "Digits",
+    "Example",
+    "FewShot",
+    "HubDataset",
+    "ImageFolder",
+    "OpenMoji",
+    "Protocol",
+    "Source",
+    "Split",
+]

@@ -1,0 +1,56 @@
+"""What a source of labelled pictures gives, and how it is divided."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one or several pictures."""
+
+    id: str
+    images: tuple[Image.Image, ...]
+    question: str
+    answer: str
+    columns: Mapping[str, object] = field(default_factory=dict)
+    """Any further column: it reaches rewards and metrics as a keyword argument."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A protocol applied to a source. No example stands in two of these."""
+
+    demonstrations: Sequence[Example]
+    """Seen with their answers (supervised start, SFT control)."""
+    pool: Sequence[Example]
+    """Seen by RL only through the reward."""
+    dev: Sequence[Example]
+    """For choosing hyper-parameters."""
+    evaluation: Sequence[Example]
+    """Held out: read by evaluation alone."""
+    labels: tuple[str, ...]
+    """All answers that exist, for closed label lists."""
+    transfer: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """Further held-out sets, by name: new classes, another data set."""
+
+
+class Source(abc.ABC):
+    """A set of labelled pictures."""
+
+    @abc.abstractmethod
+    def examples(self) -> Sequence[Example]:
+        """All examples, always in the same order."""
+
+    def thought(self, example: Example) -> str:
+        """A true short thought about the example for demonstrations ("" if the source has none)."""
+        return ""
+
+    def thought_agrees(self, thought: str, answer: str) -> bool | None:
+        """Whether what a thought claims fits the answer given; None if it claims nothing that can be
+        parsed."""
+        return None

@@ -1,0 +1,169 @@
+"""The keys of a vision config, and how they become the parts of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from mmrl import experiment
+from mmrl.algorithm import Algorithm
+from mmrl.checkpoint import SaveConfig
+from mmrl.config import find_asset
+from mmrl.metrics import rollout_metrics
+from mmrl.runtime import Runtime, RuntimeConfig, acting
+from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
+from rewards.compose import Part, WeightedSum
+from rewards.text import TagFormat
+from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig
+from vision.controls import Arm, SFTConfig, run_arms
+from vision.data import Example, Protocol, Source, Split
+from vision.encoding import Encoder
+from vision.evaluation import AnswerEvaluator
+from vision.policy import PolicyConfig, VisionPolicy
+from vision.prompts import Prompt
+from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Pictures, their division, and what is asked about them. `hold_out: dev` evaluates on the dev split,
+    for choosing hyper-parameters."""
+
+    source: Source
+    protocol: Protocol
+    prompt: Prompt
+    hold_out: Literal["evaluation", "dev"] = "evaluation"
+
+    @cached_property
+    def split(self) -> Split:
+        """The source, divided."""
+        return self.protocol.split(self.source)
+
+    def held_out(self) -> Sequence[Example]:
+        """The examples that evaluation reads."""
+        return self.split.dev if self.hold_out == "dev" else self.split.evaluation
+
+
+@dataclass(frozen=True)
+class Experiment(experiment.Experiment):
+    """RL of a vision-language model on questions about pictures."""
+
+    policy: PolicyConfig
+    data: DataConfig
+    rewards: dict[str, Part]
+    algorithm: Algorithm
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    save: SaveConfig = SaveConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    logging: LoggingConfig = LoggingConfig()
+    controls: Literal["cheap", "all"] = "cheap"
+    sft: SFTConfig = SFTConfig()
+    warmup: WarmupConfig | None = None
+    seed: int = 0
+    domain = "vision"
+
+    @property
+    def base_policy(self) -> str:
+        return self.policy.model
+
+    def build(self, runtime: Runtime) -> Parts:
+        reward = WeightedSum(self.rewards)
+        split = self.data.split
+        policy = self.load_policy()
+        encode = self.encoder(policy)
+        encode.check([*split.pool, *self.data.held_out()])
+        collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime)
+        reference = policy.reference() if self.algorithm.needs_reference else None
+        if reference is not None:
+            reference.to(runtime.device)
+        return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
+
+    def load_policy(self) -> VisionPolicy:
+        """The policy that training starts from."""
+        return VisionPolicy.load(replace(self.policy, model=find_asset(self.policy.model)))
+
+    def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
+        """Examples to prompts of this model."""
+        limit = self.rollout.max_prompt_tokens
+        return Encoder(policy.processor, style or self.data.prompt, self.data.split.labels, limit)
+
+    def evaluator(self, policy: VisionPolicy, encode: Encoder) -> AnswerEvaluator:
+        """Held-out evaluation of this experiment."""
+        form = next((part.use for part in self.rewards.values() if isinstance(part.use, TagFormat)), None)
+        transfer = {}
+        for name, examples in self.data.split.transfer.items():
+            labels = tuple(sorted({example.answer for example in examples}))
+            transfer[name] = (examples, replace(encode, labels=labels))
+        return AnswerEvaluator(
+            self.data.held_out(), encode, self.data.source, self.rollout.max_new_tokens, form, transfer
+        )
+
+    def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:
+        """Parts of a supervised run from the same start, in this experiment's prompt style."""
+        data = replace(self.data, hold_out=hold_out)
+        mine = replace(self, data=data)
+        split, policy = data.split, self.load_policy()
+        encode = mine.encoder(policy)
+        examples = [*split.demonstrations, *(split.pool if all_labels else ())]
+        thoughts = thoughts_of(data.source, examples)
+        collector = DemonstrationCollector(examples, thoughts, [encode], self.sft.rows, runtime)
+        return Parts(policy, collector, mine.evaluator(policy, encode), MAXIMUM_LIKELIHOOD)
+
+    def run_controls(self, runtime: Runtime, cpu_s: float) -> Mapping[str, object]:
+        if self.controls != "all":
+            return {}
+        arms = [
+            Arm(self.supervised, labels, lr, self.sft, self.runtime, self.seed, cpu_s)
+            for labels in (False, True)
+            for lr in self.sft.lrs
+        ]
+        return run_arms(arms, self.sft.workers)
+
+    def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        if self.warmup is None:
+            raise ValueError(
+                "the key `warmup` is missing: `mmrl warmup` reads it; see configs/vision/warmup_digits.yaml"
+            )
+        config, split = self.warmup, self.data.split
+        start = self.policy
+        if config.model is not None:
+            make_model(config, self.data.source, split, self.seed, output)
+            start = replace(start, model=str(output))
+        policy = VisionPolicy.load(replace(start, model=find_asset(start.model)))
+        encoders = [self.encoder(policy, style) for style in config.styles]
+        examples = list(split.demonstrations)
+        thoughts = thoughts_of(self.data.source, examples)
+        collector = DemonstrationCollector(examples, thoughts, encoders, config.rows, runtime)
+        parts = Parts(policy, collector, self.evaluator(policy, encoders[0]), MAXIMUM_LIKELIHOOD)
+        quietly = EvaluateConfig(every=None)
+        summary = Trainer(parts, config.train, runtime, evaluate=quietly, logging=self.logging).fit()
+        for style, encode in zip(config.styles, encoders, strict=True):
+            found = self.evaluator(policy, encode).evaluate(policy, runtime.fresh_generator("evaluate"))
+            summary[f"eval_{type(style).__name__}"] = {n: dataclasses.asdict(e) for n, e in found.items()}
+        policy.save_pretrained(output)
+        return summary
+
+    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        parts = self.build(runtime)
+        parts.policy.to(runtime.device)
+        began = time.perf_counter()
+        with acting(parts.policy):
+            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
+            seconds = time.perf_counter() - began
+            parts.evaluator.samples(parts.policy, runtime.fresh_generator("samples"), output, self.evaluate.samples)
+        figures = {
+            **rollout_metrics(rollout),
+            "seconds": seconds,
+            "samples_per_s": len(rollout) / seconds,
+            "decisions_per_s": float(rollout.mask.sum()) / seconds,
+        }
+        (output / "rollout.json").write_text(json.dumps(figures, indent=1))
+        return dict(figures)

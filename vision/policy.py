@@ -1,0 +1,250 @@
+"""Any vision-language model of transformers as a policy over tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging as transformers_logging
+
+from mmrl.types import Evaluation, Policy, Transitions
+from vision.features import FeatureCache
+from vision.prefix import NoPlainCache, naive_logits, shared_logits
+from vision.transitions import TokenTransitions
+
+transformers_logging.disable_progress_bar()
+
+VISION_TOKEN = re.compile(r"image|video|vision|img|frame|row_\d+_col_\d+|fake_token", re.IGNORECASE)
+VISION_MODULE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|vision_encoder)(\.|$)")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A new low-rank adapter. `targets` is peft's: "all-linear", or a list of module names; those of the
+    vision tower are left out unless `vision` is true."""
+
+    rank: int = 16
+    alpha: int = 32
+    targets: str | list[str] = "all-linear"
+    vision: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"policy.adapter.rank is {self.rank}: give 1 or more, 16 or 32 is usual")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which model, and what of it is trained. `shared_prefix` auto falls back to the naive path, and says
+    so, on architectures without a plain key-value cache. `gradient_checkpointing` recomputes activations
+    in the backward pass: less memory, about a third more time."""
+
+    model: str
+    adapter: LoRA | None = None
+    freeze_vision: bool = True
+    max_pixels: int | None = None
+    shared_prefix: Literal["auto", "never"] = "auto"
+    gradient_checkpointing: bool = False
+    cache_features: bool = True
+    cache_features_mb: float = 2048.0
+
+
+class VisionPolicy(Policy):
+    """A model and its processor; a decision is the next token of an answer.
+
+    Distribution: softmax of the float32 logits at temperature 1 over the whole vocabulary, without the
+    special tokens of pictures and videos, which are banned in sampling and in the log-softmax alike:
+    one of them in an answer makes every later forward fail.
+    """
+
+    windowable = False
+
+    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, config: PolicyConfig) -> None:
+        super().__init__()
+        self.model, self.processor, self.config = model, processor, config
+        tokenizer = processor.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"policy.model {config.model}: its tokenizer has no end-of-sequence token")
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.register_buffer("banned", _vision_token_mask(model, processor), persistent=False)
+        self.mrope = any(callable(getattr(type(m), "get_rope_index", None)) for m in model.modules())
+        self.sharing = config.shared_prefix == "auto"
+        frozen_tower = not any(p.requires_grad for p in self.vision_parameters())
+        self.features = (
+            FeatureCache(model, config.cache_features_mb) if config.cache_features and frozen_tower else None
+        )
+
+    @staticmethod
+    def load(config: PolicyConfig, folder: str | None = None) -> VisionPolicy:
+        """The model `config.model`, a hub name or a folder (`folder` overrides it), in float32.
+
+        Raises:
+            ValueError: it is neither a folder that holds a model nor the name of one.
+        """
+        name = folder or config.model
+        try:
+            processor = AutoProcessor.from_pretrained(name)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"policy.model {name!r} could not be loaded as a vision-language model with its processor: give a "
+                f"folder written by save_pretrained, or a hub name and a network ({str(error).splitlines()[0]})"
+            ) from error
+        if config.max_pixels is not None:
+            _limit_pixels(processor, config.max_pixels)
+        return VisionPolicy(_trainable(model, config), processor, config)
+
+    def vision_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the vision tower."""
+        for name, parameter in self.model.named_parameters():
+            if VISION_MODULE.search(name):
+                yield parameter
+
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        """Log-probs (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
+        if not isinstance(transitions, TokenTransitions):
+            raise TypeError(f"VisionPolicy scores TokenTransitions, got {type(transitions).__name__}")
+        transitions = transitions.to(self.banned.device)
+        length = steps.shape[1]
+        tokens = transitions.completions[:, :length]
+        if self.config.gradient_checkpointing and torch.is_grad_enabled():
+            logprobs, entropy = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
+        else:
+            logprobs, entropy = self._score(transitions, tokens, length)
+        return Evaluation(logprobs=logprobs, entropy=entropy)
+
+    def _score(self, transitions: TokenTransitions, tokens: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
+        log_softmax = self.log_softmax(self._logits(transitions, length))
+        logprobs = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
+        return logprobs, entropy(log_softmax) if self.report_entropy else None
+
+    def _logits(self, transitions: TokenTransitions, length: int) -> Tensor:
+        with self.serving(transitions):
+            if self.sharing:
+                try:
+                    return shared_logits(self.model, transitions, length, self.pad_id, self.mrope)
+                except NoPlainCache as reason:
+                    self.stop_sharing(reason)
+            return naive_logits(self.model, transitions, length, self.pad_id)
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Log-probs (..., V) in float32, -inf at banned tokens."""
+        return torch.log_softmax(logits.float().masked_fill(self.banned, float("-inf")), dim=-1)
+
+    def serving(self, transitions: TokenTransitions) -> contextlib.AbstractContextManager[None]:
+        """Cached picture features for these rows, in the order in which the model will ask for them."""
+        if self.features is None:
+            return contextlib.nullcontext()
+        prompts = transitions.prompts
+        order = prompts if self.sharing else [prompts[int(i)] for i in transitions.prompt_index]
+        return self.features.serving(order)
+
+    def stop_sharing(self, reason: NoPlainCache) -> None:
+        """Use the naive path from now on, and say so."""
+        warnings.warn(f"{reason}: prompts are not shared over their group (slower, same numbers)", stacklevel=2)
+        self.sharing = False
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The model, or only its adapter, with the processor."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
+            return
+        saved = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model.load_state_dict(saved.state_dict())
+
+    def reference(self) -> Policy:
+        """A frozen policy as this run started: what a KL penalty keeps close to."""
+        if isinstance(self.model, PeftModel):
+            return WithoutAdapter(self)
+        return VisionPolicy.load(self.config).requires_grad_(False).eval()
+
+
+class WithoutAdapter(Policy):
+    """The same weights without the adapter, which is where a new adapter starts from."""
+
+    windowable = False
+
+    def __init__(self, policy: VisionPolicy) -> None:
+        super().__init__()
+        self._policy = (policy,)  # in a tuple: its parameters are the policy's, not this module's
+
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        policy = self._policy[0]
+        with policy.model.disable_adapter():
+            found: Evaluation = policy(transitions, steps)
+        return found
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise TypeError("a reference is not saved: it is made again from where the run started")
+
+    def load_weights(self, folder: Path) -> None:
+        raise TypeError("a reference is not loaded: it is made again from where the run started")
+
+
+def entropy(log_softmax: Tensor) -> Tensor:
+    """-sum p log p over the last dimension, with p log p = 0 at p = 0."""
+    return -(log_softmax.exp() * log_softmax.clamp(min=-1e4)).sum(-1)
+
+
+def _trainable(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+    if config.adapter is not None:
+        wanted = config.adapter
+        lora = LoraConfig(
+            r=wanted.rank,
+            lora_alpha=wanted.alpha,
+            target_modules=wanted.targets,
+            exclude_modules=None if wanted.vision else rf".*{VISION_MODULE.pattern}.*",
+            lora_dropout=0.0,  # dropout would make the ratio noise
+        )
+        return get_peft_model(model, lora)
+    if config.freeze_vision:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not VISION_MODULE.search(name))
+    return model
+
+
+def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
+    size = getattr(processor.image_processor, "size", None)
+    if size is None or "longest_edge" not in size:
+        raise ValueError(
+            f"policy.max_pixels is {max_pixels}, and {type(processor.image_processor).__name__} does not bound "
+            "pictures by their number of pixels: remove the line, and set the size in the processor's own config"
+        )
+    size["longest_edge"] = max_pixels
+    size["shortest_edge"] = min(size["shortest_edge"], max_pixels)
+
+
+def _eos_ids(model: nn.Module, tokenizer: object) -> tuple[int, ...]:
+    """Every token that ends an answer: the tokenizer's, and those of the generation config."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    listed = found if isinstance(found, list) else [found]
+    return tuple(sorted({int(i) for i in (*listed, tokenizer.eos_token_id) if i is not None}))  # type: ignore[attr-defined]
+
+
+def _vision_token_mask(model: nn.Module, processor: ProcessorMixin) -> Tensor:
+    """Which ids (V,) stand for pictures and videos: from the config's own names and the special tokens."""
+    config, tokenizer = model.config, processor.tokenizer
+    banned = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool)
+    for name, value in config.to_dict().items():
+        if name.endswith("token_id") and VISION_TOKEN.search(name) and isinstance(value, int):
+            banned[value] = True
+    for index, token in tokenizer.added_tokens_decoder.items():
+        if token.special and VISION_TOKEN.search(token.content) and index < len(banned):
+            banned[index] = True
+    return banned

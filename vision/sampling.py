@@ -1,0 +1,101 @@
+"""Drawing answers from a policy: one prefill a prompt, then token by token for its whole group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vision.policy import VisionPolicy, entropy
+from vision.prefix import NoPlainCache, Prefix, extend, naive_logits, prefill
+from vision.transitions import Prompt, TokenTransitions
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Completions with what was known when they were drawn."""
+
+    transitions: TokenTransitions
+    logprobs: Tensor  # (B, C) float32
+    entropy: Tensor  # (B, C)
+    alive: Tensor  # (B, C) bool: up to and with the end-of-sequence token
+    truncated: Tensor  # (B,) bool: the length limit came before the end
+
+
+@torch.no_grad()
+def draw(
+    policy: VisionPolicy,
+    prompts: list[Prompt],
+    group: int,
+    max_new_tokens: int,
+    generator: torch.Generator | None,
+) -> Drawn:
+    """`group` completions of each prompt, at temperature 1 from the full distribution; the most likely
+    token instead where `generator` is None."""
+    device = policy.banned.device
+    on_device = tuple(prompt.to(device) for prompt in prompts)
+    rows = torch.arange(len(prompts), device=device).repeat_interleave(group)
+    blank = torch.full((len(rows), max_new_tokens), policy.pad_id, device=device)
+    transitions = TokenTransitions(on_device, rows, blank)
+    stops = torch.tensor(policy.eos_ids, device=device)
+    source = _Logits(policy, transitions)
+    alive = torch.zeros(len(rows), max_new_tokens, dtype=torch.bool, device=device)
+    logprobs, spread = torch.zeros(alive.shape, device=device), torch.zeros(alive.shape, device=device)
+    running = torch.ones(len(rows), dtype=torch.bool, device=device)
+    for t in range(max_new_tokens):
+        log_softmax = policy.log_softmax(source.next(t))
+        if generator is None:
+            token = log_softmax.argmax(-1)
+        else:
+            token = torch.multinomial(log_softmax.exp(), 1, generator=generator).squeeze(-1)
+        blank[:, t] = torch.where(running, token, policy.pad_id)
+        alive[:, t] = running
+        logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
+        spread[:, t] = entropy(log_softmax)
+        running = running & ~torch.isin(token, stops)
+        if not bool(running.any()):
+            break
+    length = max(1, int(alive.any(0).sum()))
+    kept = TokenTransitions(on_device, rows, blank[:, :length])
+    return Drawn(
+        kept,
+        torch.where(alive, logprobs, 0.0)[:, :length],
+        torch.where(alive, spread, 0.0)[:, :length],
+        alive[:, :length],
+        running,
+    )
+
+
+class _Logits:
+    """Next-token logits (B, V), from a growing cache or, without one, from scratch each time."""
+
+    def __init__(self, policy: VisionPolicy, transitions: TokenTransitions) -> None:
+        self._policy, self._transitions = policy, transitions
+        self._prefix: Prefix | None = None
+        if policy.sharing:
+            try:
+                with policy.serving(transitions):
+                    self._prefix = prefill(policy.model, transitions.prompts, transitions.prompt_index, policy.pad_id)
+            except NoPlainCache as reason:
+                policy.stop_sharing(reason)
+
+    def next(self, t: int) -> Tensor:
+        """Logits of token t, given that the completions hold the tokens before it."""
+        policy, transitions = self._policy, self._transitions
+        if self._prefix is None:
+            with policy.serving(transitions):
+                return naive_logits(policy.model, transitions, t + 1, policy.pad_id)[:, -1]
+        if t == 0:
+            return self._prefix.next_logits
+        last = transitions.completions[:, t - 1 : t]
+        return extend(policy.model, self._prefix, last, t - 1, policy.mrope)[:, -1]
+
+
+def texts(policy: VisionPolicy, drawn: Drawn) -> list[str]:
+    """The answers as text, without the tokens that end them."""
+    tokenizer = policy.processor.tokenizer
+    ends = set(policy.eos_ids)
+    rows = [row[kept].tolist() for row, kept in zip(drawn.transitions.completions, drawn.alive, strict=True)]
+    stripped = [row[:-1] if row and row[-1] in ends else row for row in rows]
+    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in stripped]

@@ -1,0 +1,90 @@
+"""Recorded answers: prompts are kept once each, completions point at them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmrl.types import Transitions
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One encoded prompt: pictures and question, up to where the answer begins."""
+
+    id: str
+    tokens: Tensor  # (L,) long
+    per_token: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (L,), e.g. mm_token_type_ids
+    vision: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values, image_grid_thw, ...
+    image_key: str = ""  # the same for the same pixels
+
+    def to(self, device: torch.device) -> Prompt:
+        """The same prompt on `device`."""
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            per_token={name: tensor.to(device) for name, tensor in self.per_token.items()},
+            vision={name: tensor.to(device) for name, tensor in self.vision.items()},
+        )
+
+
+@dataclass(frozen=True)
+class TokenTransitions(Transitions):
+    """B completions of at most C tokens over P distinct prompts."""
+
+    prompts: tuple[Prompt, ...]  # P
+    prompt_index: Tensor  # (B,) long
+    completions: Tensor  # (B, C) long, padded on the right
+
+    def rows(self, index: Tensor) -> Self:
+        used, renumbered = torch.unique(self.prompt_index[index], return_inverse=True)
+        chosen = tuple(self.prompts[int(i)] for i in used)
+        return replace(self, prompts=chosen, prompt_index=renumbered, completions=self.completions[index])
+
+    def to(self, device: torch.device) -> Self:
+        return replace(
+            self,
+            prompts=tuple(prompt.to(device) for prompt in self.prompts),
+            prompt_index=self.prompt_index.to(device),
+            completions=self.completions.to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+def collate(prompts: Sequence[Prompt], pad_id: int, with_vision: bool = True) -> dict[str, Tensor]:
+    """Model inputs of P prompts, padded on the left: input_ids, attention_mask, ... (P, L), and pixels."""
+    longest = max(len(prompt.tokens) for prompt in prompts)
+
+    def left(tensor: Tensor, value: int) -> Tensor:
+        return pad(tensor, (longest - len(tensor), 0), value=value)
+
+    inputs = {
+        "input_ids": torch.stack([left(p.tokens, pad_id) for p in prompts]),
+        "attention_mask": torch.stack([left(torch.ones_like(p.tokens), 0) for p in prompts]),
+    }
+    for name in prompts[0].per_token:
+        inputs[name] = torch.stack([left(p.per_token[name], 0) for p in prompts])
+    if with_vision:
+        for name in {name: None for p in prompts for name in p.vision}:
+            inputs[name] = _join([p.vision[name] for p in prompts if name in p.vision])
+    return inputs
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows under each other; dimensions that differ (tiles of pictures) are padded with zeros, which is
+    how the processors of such models pad them."""
+    if all(t.shape[1:] == tensors[0].shape[1:] for t in tensors):
+        return torch.cat(list(tensors))
+    target = [max(t.shape[d] for t in tensors) for d in range(1, tensors[0].ndim)]
+    padded = []
+    for t in tensors:
+        widths = [w for d in range(t.ndim - 1, 0, -1) for w in (0, target[d - 1] - t.shape[d])]
+        padded.append(pad(t, widths))
+    return torch.cat(padded)
