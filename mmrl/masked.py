@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NOISE = 1e-6
+"""Differences below this share of 1 + |x| are rounding noise, not spread."""
+
 
 def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum of x over mask."""
@@ -30,9 +33,12 @@ def masked_max(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """x with mean 0 and unit variance over mask, 0 elsewhere."""
-    centred = x - masked_mean(x, mask)
-    return torch.where(mask, centred * torch.rsqrt(masked_var(x, mask) + eps), 0.0)
+    """x with mean 0 and unit variance over mask, 0 elsewhere and where x does not vary: added up in float64,
+    because rounding noise divided by a standard deviation near 0 would look like a signal."""
+    exact = x.double()
+    mean, var = masked_mean(exact, mask), masked_var(exact, mask)
+    still = var.sqrt() <= NOISE * (1.0 + mean.abs())  # False for NaN, which must not be hidden
+    return torch.where(mask & ~still, (exact - mean) * torch.rsqrt(var + eps), 0.0).to(x.dtype)
 
 
 def group_sizes(valid: Tensor, group_ids: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ def group_sum(x: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
 
 def group_mean(x: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
     """Mean of x (B,) over the valid members of each row's group -> (B,)."""
-    return group_sum(x, valid, group_ids) / group_sizes(valid, group_ids).clamp(min=1)
+    return (group_sum(x.double(), valid, group_ids) / group_sizes(valid, group_ids).clamp(min=1)).to(x.dtype)
 
 
 def group_std(x: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
@@ -74,3 +80,8 @@ def group_spread(x: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
     low = low.scatter_reduce(0, index, kept_low, "amin")
     high = high.scatter_reduce(0, index, kept_high, "amax")
     return (high - low).clamp(min=0.0).nan_to_num(posinf=0.0, neginf=0.0)[index]
+
+
+def group_varies(x: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
+    """Whether x (B,) differs by more than rounding noise among the valid members of each row's group (B,) bool."""
+    return valid & (group_spread(x, valid, group_ids) > NOISE * (1.0 + x.abs()))

@@ -105,7 +105,9 @@ class Trainer:
         parts.policy.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
         trainable = [p for p in parts.policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, train.lr, train.betas, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
+        )
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
         self.state = State()
         self.stopped = False
@@ -147,7 +149,7 @@ class Trainer:
         """One RL step, top to bottom."""
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
-        with acting(parts.policy):
+        with acting(parts.policy), runtime.accelerator.autocast():
             rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
         if parts.algorithm.needs_reference and parts.reference is not None:
             scored = score(parts.reference, rollout, self.train.update.micro_rows)
@@ -194,7 +196,7 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Estimate]:
         """Held-out evaluation of the policy as it is now; the same draws every time."""
-        with acting(self.parts.policy):
+        with acting(self.parts.policy), self.runtime.accelerator.autocast():
             return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
 
     def _evaluate(self, writer: MetricWriter | None, step: int) -> dict[str, dict[str, float]]:
@@ -206,7 +208,7 @@ class Trainer:
             line |= {f"eval/{name}/high": e.high for name, e in found.items()}
             writer.write(step, line)
             target = self.folder.path / "samples" / f"step_{step:06d}"
-            with acting(self.parts.policy):
+            with acting(self.parts.policy), self.runtime.accelerator.autocast():
                 generator = self.runtime.fresh_generator("samples")
                 self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
         self.runtime.wait()

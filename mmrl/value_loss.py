@@ -34,8 +34,9 @@ class ValueRegression(ValueLoss):
             raise ValueError(
                 "a value loss needs a policy with values and an advantage with returns (mmrl.advantages.GAE)"
             )
-        error = self._error(evaluation.values, batch.returns)
+        values = torch.where(batch.mask, evaluation.values, 0.0)  # 0 x NaN in the backward pass is NaN
+        error = self._error(values, batch.returns)
         if self.clip is not None:
-            moved = (evaluation.values - batch.old_values).clamp(-self.clip, self.clip)
+            moved = (values - batch.old_values).clamp(-self.clip, self.clip)
             error = torch.maximum(error, self._error(batch.old_values + moved, batch.returns))
-        return self.coef * error, {"value_error": (evaluation.values - batch.returns).detach().square()}
+        return self.coef * error, {"value_error": (values - batch.returns).detach().square()}

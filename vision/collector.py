@@ -77,8 +77,9 @@ class AnswerCollector(Collector):
         taken = self._order.take(self.config.prompts)
         places = range(self.runtime.rank, len(taken), self.runtime.world)
         chosen = [self.examples[taken[place]] for place in places]
-        prompts = [self.encode(example) for example in chosen]
-        drawn = draw(policy, prompts, self.config.group, self.config.max_new_tokens, generator)
+        prompts = self.encode.many(chosen)
+        keep = policy.config.reuse_prefill
+        drawn = draw(policy, prompts, self.config.group, self.config.max_new_tokens, generator, keep)
         answers = texts(policy, drawn)
         asked = [example for example in chosen for _ in range(self.config.group)]
         scores = self.reward(as_samples(asked, answers))

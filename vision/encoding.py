@@ -7,8 +7,10 @@ refused by its id, and nothing is truncated or dropped silently.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import batched
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from transformers import ProcessorMixin
 from vision.data.base import Example
 from vision.prompts import Prompt as PromptStyle
 from vision.transitions import Prompt
+
+BATCH = 32
+"""Examples that go through a processor together."""
 
 
 class RefusedExample(ValueError):
@@ -35,6 +40,7 @@ class Encoder:
     def __post_init__(self) -> None:
         self._encoded: dict[str, Prompt] = {}
         self._image_id: int | None = getattr(self.processor, "image_token_id", None)
+        self._batches, self._verified = True, False
 
     def __call__(self, example: Example) -> Prompt:
         """The prompt of an example.
@@ -43,8 +49,17 @@ class Encoder:
             RefusedExample: its pictures cannot be read, or the prompt is longer than `max_prompt_tokens`.
         """
         if example.id not in self._encoded:
-            self._encoded[example.id] = self._encode(example)
+            self._encoded[example.id] = self._prompt(example, self._process([example]))
         return self._encoded[example.id]
+
+    def many(self, examples: Sequence[Example]) -> list[Prompt]:
+        """The prompts of several examples. A call of a processor costs far more than an example in it, so
+        new ones go through it together where its output can be divided again."""
+        missing = {e.id: e for e in examples if e.id not in self._encoded}
+        for chunk in batched(missing.values(), BATCH):
+            if self._batches and len(chunk) > 1:
+                self._encode_together(chunk)
+        return [self(example) for example in examples]
 
     def check(self, examples: Sequence[Example]) -> None:
         """Encode all of `examples` now, so that none can fail later.
@@ -52,6 +67,9 @@ class Encoder:
         Raises:
             RefusedExample: names every bad example with its reason.
         """
+        for chunk in batched(examples, BATCH):
+            with suppress(RefusedExample):  # said below, one by one
+                self.many(chunk)
         refused = []
         for example in examples:
             try:
@@ -64,30 +82,47 @@ class Encoder:
                 f"{len(refused)} of {len(examples)} examples are refused: {'; '.join(refused[:5])}{more}"
             )
 
-    def _encode(self, example: Example) -> Prompt:
-        if not example.answer:
-            raise RefusedExample(f"{example.id}: the answer is empty")
-        content: list[dict[str, object]] = [{"type": "image", "image": image} for image in example.images]
-        content.append({"type": "text", "text": self.style.text(example, self.labels)})
+    def _process(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        conversations = []
+        for example in examples:
+            if not example.answer:
+                raise RefusedExample(f"{example.id}: the answer is empty")
+            content: list[dict[str, object]] = [{"type": "image", "image": image} for image in example.images]
+            content.append({"type": "text", "text": self.style.text(example, self.labels)})
+            conversations.append([{"role": "user", "content": content}])
         try:
             encoded = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+                processor_kwargs={"padding": len(conversations) > 1},
             )  # fmt: skip
         except (OSError, ValueError) as error:
-            raise RefusedExample(f"{example.id}: its pictures or text cannot be encoded ({error})") from error
-        return self._prompt(example, dict(encoded))
+            raise RefusedExample(f"{examples[0].id}: its pictures or text cannot be encoded ({error})") from error
+        return dict(encoded)
 
-    def _prompt(self, example: Example, encoded: dict[str, Tensor]) -> Prompt:
-        tokens = encoded.pop("input_ids")[0]
-        encoded.pop("attention_mask", None)
+    def _encode_together(self, examples: Sequence[Example]) -> None:
+        """Encode a batch and divide it, if the first example comes out as it does alone."""
+        parts = divide(self._process(examples), [len(e.images) for e in examples])
+        if parts is None:
+            self._batches = False
+            return
+        if not self._verified:
+            self._verified = self._batches = _same(self(examples[0]), self._prompt(examples[0], parts[0]))
+            if not self._batches:
+                return
+        for example, part in zip(examples, parts, strict=True):
+            with suppress(RefusedExample):  # said when it is asked for by itself
+                self._encoded[example.id] = self._prompt(example, part)
+
+    def _prompt(self, example: Example, encoded: Mapping[str, Tensor]) -> Prompt:
+        rest = {name: tensor for name, tensor in encoded.items() if name not in ("input_ids", "attention_mask")}
+        tokens = encoded["input_ids"][0]
         if len(tokens) > self.max_prompt_tokens:
             raise RefusedExample(
                 f"{example.id}: the prompt has {len(tokens)} tokens and rollout.max_prompt_tokens is "
                 f"{self.max_prompt_tokens}: raise it, or lower policy.max_pixels (prompts are never cut)"
             )
-        per_token = {name: t[0] for name, t in encoded.items() if t.shape == (1, len(tokens))}
-        vision = {name: tensor for name, tensor in encoded.items() if name not in per_token}
+        per_token = {name: t[0] for name, t in rest.items() if t.shape == (1, len(tokens))}
+        vision = {name: tensor for name, tensor in rest.items() if name not in per_token}
         placeholders = int((tokens == self._image_id).sum()) if self._image_id is not None else len(example.images)
         if bool(example.images) != bool(placeholders):
             raise RefusedExample(
@@ -96,7 +131,38 @@ class Encoder:
         return Prompt(example.id, tokens, per_token, vision, _key(vision))
 
 
-def _key(vision: dict[str, Tensor]) -> str:
+def divide(encoded: Mapping[str, Tensor], pictures: Sequence[int]) -> list[dict[str, Tensor]] | None:
+    """A processor's output for N conversations, one by one; None where it is not plain how. Rows go by
+    conversation, by picture, or by patch (Qwen's `image_grid_thw` says how many a picture has)."""
+    rows, kept = len(pictures), encoded["attention_mask"].bool()
+    grid = encoded.get("image_grid_thw")
+    by_picture = [int(p) for p in pictures]
+    by_patch = [int(g.prod(-1).sum()) for g in grid.split(by_picture)] if grid is not None else []
+    parts: list[dict[str, Tensor]] = [{} for _ in pictures]
+    for name, tensor in encoded.items():
+        if tensor.shape[:2] == kept.shape:
+            pieces = [row[mask][None] for row, mask in zip(tensor, kept, strict=True)]
+        elif len(tensor) == sum(by_picture):
+            pieces = list(tensor.split(by_picture))
+        elif len(tensor) == sum(by_patch):
+            pieces = list(tensor.split(by_patch))
+        elif len(tensor) == rows:
+            pieces = list(tensor.split(1))
+        else:
+            return None
+        for part, piece in zip(parts, pieces, strict=True):
+            part[name] = piece
+    return parts
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    if not torch.equal(one.tokens, other.tokens) or one.vision.keys() != other.vision.keys():
+        return False
+    vision = all(torch.equal(one.vision[name], other.vision[name]) for name in one.vision)
+    return vision and all(torch.equal(one.per_token[name], other.per_token[name]) for name in one.per_token)
+
+
+def _key(vision: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha1(usedforsecurity=False)
     for name in sorted(vision):
         digest.update(name.encode() + str(tuple(vision[name].shape)).encode())

@@ -66,7 +66,7 @@ class AnswerEvaluator(Evaluator):
         """One completion per example, greedy without a generator."""
         found: list[str] = []
         for start in range(0, len(examples), ROWS):
-            prompts = [encode(example) for example in examples[start : start + ROWS]]
+            prompts = encode.many(examples[start : start + ROWS])
             found += texts(policy, draw(policy, prompts, 1, self.max_new_tokens, generator))
         return found
 

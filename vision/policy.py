@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.features import FeatureCache
-from vision.prefix import NoPlainCache, naive_logits, shared_logits
-from vision.transitions import TokenTransitions
+from vision.prefix import NoPlainCache, Prefilled, Prefix, naive_logits, prefill, shared_logits
+from vision.transitions import Prompt, TokenTransitions
 
 transformers_logging.disable_progress_bar()
 
@@ -48,7 +48,9 @@ class LoRA:
 class PolicyConfig:
     """Which model, and what of it is trained. `shared_prefix` auto falls back to the naive path, and says
     so, on architectures without a plain key-value cache. `gradient_checkpointing` recomputes activations
-    in the backward pass: less memory, about a third more time."""
+    in the backward pass: less memory, about a third more time. `reuse_prefill` keeps the run of the prompts
+    of sampling, with its gradient, for the first use in the update: the activations of all prompts of a step
+    stay in memory, and each prompt runs once a step instead of twice."""
 
     model: str
     adapter: LoRA | None = None
@@ -56,6 +58,7 @@ class PolicyConfig:
     max_pixels: int | None = None
     shared_prefix: Literal["auto", "never"] = "auto"
     gradient_checkpointing: bool = False
+    reuse_prefill: bool = False
     cache_features: bool = True
     cache_features_mb: float = 2048.0
 
@@ -81,6 +84,7 @@ class VisionPolicy(Policy):
         self.register_buffer("banned", _vision_token_mask(model, processor), persistent=False)
         self.mrope = any(callable(getattr(type(m), "get_rope_index", None)) for m in model.modules())
         self.sharing = config.shared_prefix == "auto"
+        self._kept: tuple[tuple[str, ...], tuple[int, ...], Prefilled] | None = None
         frozen_tower = not any(p.requires_grad for p in self.vision_parameters())
         self.features = (
             FeatureCache(model, config.cache_features_mb) if config.cache_features and frozen_tower else None
@@ -131,13 +135,47 @@ class VisionPolicy(Policy):
         return logprobs, entropy(log_softmax) if self.report_entropy else None
 
     def _logits(self, transitions: TokenTransitions, length: int) -> Tensor:
+        prefix = self.prefix(transitions)
+        if prefix is not None:
+            return shared_logits(self.model, prefix, transitions.completions[:, :length], self.mrope)
         with self.serving(transitions):
-            if self.sharing:
-                try:
-                    return shared_logits(self.model, transitions, length, self.pad_id, self.mrope)
-                except NoPlainCache as reason:
-                    self.stop_sharing(reason)
             return naive_logits(self.model, transitions, length, self.pad_id)
+
+    def prefix(self, transitions: TokenTransitions, keep: bool = False) -> Prefix | None:
+        """The prompts of `transitions`, run and handed to their rows; None where they cannot be shared. With
+        `keep` they are run with gradient, for the next call that needs it."""
+        if not self.sharing:
+            return None
+        if torch.is_grad_enabled() and (reused := self._reuse(transitions)) is not None:
+            return reused
+        try:
+            with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.serving(transitions):
+                prefilled = prefill(self.model, transitions.prompts, self.pad_id)
+        except NoPlainCache as reason:
+            self.stop_sharing(reason)
+            return None
+        if keep:
+            self._kept = (_names(transitions.prompts), self._versions(), prefilled)
+        return prefilled.for_rows(transitions.prompt_index)
+
+    def _reuse(self, transitions: TokenTransitions) -> Prefix | None:
+        """The prompts as sampling ran them, if no weight has changed since and most of them are needed. Only
+        once, since a backward pass frees what it went through."""
+        if self._kept is None:
+            return None
+        names, versions, prefilled = self._kept
+        wanted = _names(transitions.prompts)
+        if not set(wanted) <= set(names) or 2 * len(wanted) < len(names):
+            return None
+        self._kept = None
+        if versions != self._versions():
+            return None
+        places = torch.tensor([names.index(name) for name in wanted], device=self.banned.device)
+        return prefilled.for_rows(places[transitions.prompt_index])
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever a weight is written to."""
+        return tuple(parameter._version for parameter in self.parameters())
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         """Log-probs (..., V) in float32, -inf at banned tokens."""
@@ -195,6 +233,10 @@ class WithoutAdapter(Policy):
 
     def load_weights(self, folder: Path) -> None:
         raise TypeError("a reference is not loaded: it is made again from where the run started")
+
+
+def _names(prompts: tuple[Prompt, ...]) -> tuple[str, ...]:
+    return tuple(f"{prompt.id}/{prompt.image_key}" for prompt in prompts)
 
 
 def entropy(log_softmax: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from vision.transitions import Prompt, TokenTransitions, collate
@@ -22,13 +23,30 @@ class NoPlainCache(TypeError):
 
 
 @dataclass
+class Prefilled:
+    """P prompts that have been run, with the gradient of that run if there was one."""
+
+    cache: DynamicCache  # P rows
+    logits: Tensor  # (P, V): of the token after each prompt
+    attention_mask: Tensor  # (P, L)
+    offsets: Tensor  # (P, 1): position of a token minus its rank among attended tokens
+
+    def for_rows(self, rows: Tensor) -> Prefix:
+        """A copy for each of `rows` (B,), an index into the prompts, ready to be continued."""
+        copies = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            copies.update(layer.keys[rows], layer.values[rows], number)
+        return Prefix(copies, self.logits[rows], self.attention_mask[rows], self.offsets[rows])
+
+
+@dataclass
 class Prefix:
     """A prefilled prompt per row, ready to be continued."""
 
     cache: DynamicCache  # B rows
     next_logits: Tensor  # (B, V): of the first token of each completion
     attention_mask: Tensor  # (B, L)
-    offsets: Tensor  # (B, 1): position of a token minus its rank among attended tokens
+    offsets: Tensor  # (B, 1)
 
     def positions(self, length: int, width: int) -> Tensor:
         """Positions (B, width) of the last `width` of `length` tokens after the prompt. Explicit, since a
@@ -36,21 +54,40 @@ class Prefix:
         behind = self.attention_mask.sum(-1, keepdim=True)
         return behind + torch.arange(length - width, length, device=behind.device) + self.offsets
 
-    def select(self, rows: Tensor) -> Prefix:
-        """Only these rows."""
-        self.cache.batch_select_indices(rows)
-        return Prefix(self.cache, self.next_logits[rows], self.attention_mask[rows], self.offsets[rows])
+    def reserve(self, tokens: int) -> None:
+        """Make room for so many more tokens, so that each of them is written in place, without gradient."""
+        self.cache.layers = [Reserved(layer, tokens) for layer in self.cache.layers]
 
 
-def prefill(model: nn.Module, prompts: Sequence[Prompt], rows: Tensor, pad_id: int) -> Prefix:
-    """Run each of P prompts once and repeat the result for `rows` (B,), an index into them.
+class Reserved(DynamicLayer):
+    """Keys and values in one buffer. A plain layer copies all it holds for every token that comes."""
+
+    def __init__(self, layer: DynamicLayer, tokens: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self._length = layer.keys.shape[-2]
+        self._buffers = [pad(t, (0, 0, 0, tokens)) for t in (layer.keys, layer.values)]
+        self.keys, self.values = (b[..., : self._length, :] for b in self._buffers)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        end = self._length + key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[..., self._length : end, :] = new
+        self._length = end
+        self.keys, self.values = (b[..., :end, :] for b in self._buffers)
+        return self.keys, self.values
+
+
+def prefill(model: nn.Module, prompts: Sequence[Prompt], pad_id: int) -> Prefilled:
+    """Run each of P prompts once.
 
     Raises:
         NoPlainCache: the model's cache has layers other than plain keys and values.
     """
     inputs = collate(prompts, pad_id)
-    cache = DynamicCache()
-    output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    output = model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
     kept = output.past_key_values
     if not isinstance(kept, DynamicCache) or any(type(layer) is not DynamicLayer for layer in kept.layers):
         raise NoPlainCache(f"{type(model).__name__} does not keep a plain key-value cache")
@@ -58,8 +95,7 @@ def prefill(model: nn.Module, prompts: Sequence[Prompt], rows: Tensor, pad_id: i
         raise NoPlainCache(f"{type(model).__name__} returned an empty cache: is its own gradient checkpointing on?")
     deltas = output.get("rope_deltas")
     offsets = inputs["input_ids"].new_zeros(len(prompts), 1) if deltas is None else deltas.view(len(prompts), 1)
-    kept.batch_select_indices(rows)
-    return Prefix(kept, output.logits[rows, -1], inputs["attention_mask"][rows], offsets[rows].long())
+    return Prefilled(kept, output.logits[:, -1], inputs["attention_mask"], offsets.long())
 
 
 def extend(model: nn.Module, prefix: Prefix, tokens: Tensor, done: int, mrope: bool) -> Tensor:
@@ -78,14 +114,12 @@ def extend(model: nn.Module, prefix: Prefix, tokens: Tensor, done: int, mrope: b
     return logits
 
 
-def shared_logits(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int, mrope: bool) -> Tensor:
-    """Logits (B, length, V) that each of the first `length` tokens of every completion was drawn from."""
-    prefix = prefill(model, transitions.prompts, transitions.prompt_index, pad_id)
+def shared_logits(model: nn.Module, prefix: Prefix, completions: Tensor, mrope: bool) -> Tensor:
+    """Logits (B, T, V) that each of `completions` (B, T) was drawn from."""
     first = prefix.next_logits[:, None]
-    if length == 1:
+    if completions.shape[1] == 1:
         return first
-    rest = extend(model, prefix, transitions.completions[:, : length - 1], 0, mrope)
-    return torch.cat([first, rest], dim=1)
+    return torch.cat([first, extend(model, prefix, completions[:, :-1], 0, mrope)], dim=1)
 
 
 def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int) -> Tensor:

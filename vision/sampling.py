@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vision.policy import VisionPolicy, entropy
-from vision.prefix import NoPlainCache, Prefix, extend, naive_logits, prefill
+from vision.prefix import extend, naive_logits
 from vision.transitions import Prompt, TokenTransitions
 
 
@@ -30,25 +30,23 @@ def draw(
     group: int,
     max_new_tokens: int,
     generator: torch.Generator | None,
+    keep_prefill: bool = False,
 ) -> Drawn:
     """`group` completions of each prompt, at temperature 1 from the full distribution; the most likely
-    token instead where `generator` is None."""
+    token instead where `generator` is None. `keep_prefill` leaves the run of the prompts to the policy."""
     device = policy.banned.device
     on_device = tuple(prompt.to(device) for prompt in prompts)
     rows = torch.arange(len(prompts), device=device).repeat_interleave(group)
     blank = torch.full((len(rows), max_new_tokens), policy.pad_id, device=device)
     transitions = TokenTransitions(on_device, rows, blank)
     stops = torch.tensor(policy.eos_ids, device=device)
-    source = _Logits(policy, transitions)
+    source = _Logits(policy, transitions, keep_prefill, max_new_tokens)
     alive = torch.zeros(len(rows), max_new_tokens, dtype=torch.bool, device=device)
     logprobs, spread = torch.zeros(alive.shape, device=device), torch.zeros(alive.shape, device=device)
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         log_softmax = policy.log_softmax(source.next(t))
-        if generator is None:
-            token = log_softmax.argmax(-1)
-        else:
-            token = torch.multinomial(log_softmax.exp(), 1, generator=generator).squeeze(-1)
+        token = log_softmax.argmax(-1) if generator is None else pick(log_softmax, generator)
         blank[:, t] = torch.where(running, token, policy.pad_id)
         alive[:, t] = running
         logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
@@ -67,18 +65,24 @@ def draw(
     )
 
 
+def pick(log_softmax: Tensor, generator: torch.Generator) -> Tensor:
+    """One token (B,) from each distribution (B, V), by the inverse of the cumulative distribution."""
+    cumulative = log_softmax.exp().cumsum(-1)
+    point = torch.rand(len(cumulative), 1, generator=generator, device=cumulative.device) * cumulative[:, -1:]
+    # `right`: the first token whose cumulative sum exceeds the point, so never one of probability 0
+    found = torch.searchsorted(cumulative, point, right=True).squeeze(-1)
+    last = log_softmax.shape[-1] - 1 - (log_softmax.flip(-1) > float("-inf")).int().argmax(-1)
+    return torch.minimum(found, last)
+
+
 class _Logits:
     """Next-token logits (B, V), from a growing cache or, without one, from scratch each time."""
 
-    def __init__(self, policy: VisionPolicy, transitions: TokenTransitions) -> None:
+    def __init__(self, policy: VisionPolicy, transitions: TokenTransitions, keep: bool, tokens: int) -> None:
         self._policy, self._transitions = policy, transitions
-        self._prefix: Prefix | None = None
-        if policy.sharing:
-            try:
-                with policy.serving(transitions):
-                    self._prefix = prefill(policy.model, transitions.prompts, transitions.prompt_index, policy.pad_id)
-            except NoPlainCache as reason:
-                policy.stop_sharing(reason)
+        self._prefix = policy.prefix(transitions, keep)
+        if self._prefix is not None:
+            self._prefix.reserve(tokens)
 
     def next(self, t: int) -> Tensor:
         """Logits of token t, given that the completions hold the tokens before it."""

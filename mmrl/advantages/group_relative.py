@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mmrl.algorithm import Advantage, Credit
-from mmrl.masked import group_mean, group_spread, group_std
+from mmrl.masked import group_mean, group_std, group_varies
 from mmrl.types import Rollout
 
 
@@ -30,7 +30,5 @@ class GroupRelative(Advantage):
         centred = rewards - group_mean(rewards, valid, groups)
         if self.normalise:
             centred = centred / (group_std(rewards, valid, groups) + self.eps)
-        noise = 1e-6 * (1.0 + rewards.abs())
-        spread = group_spread(rewards, valid, groups) > noise
-        advantages = torch.where(valid & spread, centred, 0.0)
+        advantages = torch.where(group_varies(rewards, valid, groups), centred, 0.0)
         return Credit(torch.where(rollout.mask, advantages[:, None], 0.0))

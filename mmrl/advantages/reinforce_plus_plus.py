@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrl.algorithm import Advantage, Credit
-from mmrl.masked import group_mean, whiten
+from mmrl.masked import group_mean, group_varies, whiten
 from mmrl.types import Rollout
 
 
@@ -43,4 +43,5 @@ class ReinforcePlusPlusBaseline(Advantage):
     def __call__(self, rollout: Rollout) -> Credit:
         rewards, valid = rollout.returns(), rollout.alive.any(-1)
         centred = rewards - group_mean(rewards, valid, rollout.group_ids)
+        centred = torch.where(group_varies(rewards, valid, rollout.group_ids), centred, 0.0)
         return Credit(whiten(centred[:, None].expand_as(rollout.mask), rollout.mask))

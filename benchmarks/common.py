@@ -1,0 +1,32 @@
+"""What every measurement writes beside its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmrl.run import provenance
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def spread(values: Sequence[float]) -> dict[str, object]:
+    """Mean, standard deviation over seeds (n - 1) and the values themselves."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return {
+        "mean": round(statistics.fmean(values), 4),
+        "std": round(deviation, 4),
+        "values": [round(v, 4) for v in values],
+    }
+
+
+def write(name: str, figures: dict[str, object]) -> Path:
+    """Write figures with versions and machine; the command line is the one that was run."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**figures, "provenance": provenance()}, indent=1) + "\n")
+    print(path)
+    return path
