@@ -138,7 +138,10 @@ def run_trl(folder: Path) -> dict[str, object]:
     model.generation_config.eos_token_id = None
     question = (folder / "question.txt").read_text()
     rows = [
-        {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}], "image": picture(i)}
+        {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
+            "image": picture(i),
+        }
         for i in range(PROMPTS * (STEPS + UNMEASURED))
     ]  # fmt: skip
     config = GRPOConfig(

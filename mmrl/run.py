@@ -118,7 +118,7 @@ def provenance() -> dict[str, object]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": ["mmrl", *sys.argv[1:]],
         "commit": commit or None,

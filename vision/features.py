@@ -1,4 +1,5 @@
-"""Picture features of a frozen vision tower, computed once per picture and run.
+"""Picture features of a frozen vision tower, computed once per picture and run. Where a trained projector
+stands between the tower and the features (LLaVA, SmolVLM), they are computed anew each time.
 
 Every vision-language model of transformers asks its own `get_image_features` for them, so the cache
 stands there and no model's forward is copied.
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from vision.transitions import Prompt
+
+FEATURES = ("pooler_output", "deepstack_features")
+"""What a model reads of the output of `get_image_features`."""
 
 
 class FeatureCache:
@@ -38,6 +41,7 @@ class FeatureCache:
         self._bytes = 0.0
         self._serving: Sequence[Prompt] | None = None
         inner.get_image_features = self._features
+        self._frozen: bool | None = None  # not known before the first picture
         self.computed = 0
 
     @contextmanager
@@ -50,9 +54,16 @@ class FeatureCache:
             self._serving = None
 
     def _features(self, *args: object, **kwargs: object) -> object:
-        if self._serving is None:
+        if self._frozen is None and self._serving:
+            self._frozen = self._is_frozen(self._serving[0])
+        if not self._serving or not self._frozen:
             return self._compute(*args, **kwargs)
         return _joined([self._of(prompt) for prompt in self._serving])
+
+    def _is_frozen(self, prompt: Prompt) -> bool:
+        """Whether nothing on the way to the features is trained: some models have their projector there."""
+        with torch.enable_grad():
+            return not _needs_gradient(self._compute(**prompt.vision, return_dict=True))
 
     def _of(self, prompt: Prompt) -> object:
         if prompt.image_key in self._kept:
@@ -73,10 +84,12 @@ def _joined(outputs: list[object]) -> object:
     first = outputs[0]
     if isinstance(first, Tensor):
         return torch.cat([o for o in outputs if isinstance(o, Tensor)])
-    if isinstance(first, ModelOutput) and is_dataclass(first):
-        names = [f.name for f in fields(first) if f.name in ("pooler_output", "deepstack_features")]
-        values = {name: _field([getattr(o, name) for o in outputs], name) for name in names}
-        return type(first)(**{name: value for name, value in values.items() if value is not None})
+    if isinstance(first, ModelOutput) and hasattr(first, "pooler_output"):
+        joined = type(first)()
+        for name in FEATURES:  # set, not passed: some classes get an attribute that is no field of theirs
+            if getattr(first, name, None) is not None:
+                setattr(joined, name, _field([getattr(o, name) for o in outputs], name))
+        return joined
     raise TypeError(
         f"get_image_features gives {type(first).__name__}, which the feature cache cannot join: "
         "set policy.cache_features to false"
@@ -85,8 +98,6 @@ def _joined(outputs: list[object]) -> object:
 
 def _field(values: list[object], name: str) -> object:
     first = values[0]
-    if first is None:
-        return None
     if isinstance(first, Tensor):
         return torch.cat([v for v in values if isinstance(v, Tensor)])
     if name == "deepstack_features":  # one tensor a layer, over all pictures
@@ -94,11 +105,19 @@ def _field(values: list[object], name: str) -> object:
     return tuple(picture for value in values for picture in value)  # type: ignore[attr-defined]
 
 
+def _needs_gradient(output: object) -> bool:
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, ModelOutput):
+        return any(_needs_gradient(getattr(output, name, None)) for name in FEATURES)
+    return isinstance(output, (list, tuple)) and any(_needs_gradient(part) for part in output)
+
+
 def _size(output: object) -> float:
     if isinstance(output, Tensor):
         return output.numel() * output.element_size()
     if isinstance(output, ModelOutput):
-        return sum(_size(v) for k, v in output.items() if k in ("pooler_output", "deepstack_features"))
+        return sum(_size(getattr(output, name, None)) for name in FEATURES)
     if isinstance(output, (list, tuple)):
         return sum(_size(v) for v in output)
     return 0.0

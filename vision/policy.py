@@ -139,7 +139,7 @@ class VisionPolicy(Policy):
         if prefix is not None:
             return shared_logits(self.model, prefix, transitions.completions[:, :length], self.mrope)
         with self.serving(transitions):
-            return naive_logits(self.model, transitions, length, self.pad_id)
+            return naive_logits(self.model, transitions, length, self.pad_id, self.mrope)
 
     def prefix(self, transitions: TokenTransitions, keep: bool = False) -> Prefix | None:
         """The prompts of `transitions`, run and handed to their rows; None where they cannot be shared. With
@@ -150,7 +150,7 @@ class VisionPolicy(Policy):
             return reused
         try:
             with torch.set_grad_enabled(keep or torch.is_grad_enabled()), self.serving(transitions):
-                prefilled = prefill(self.model, transitions.prompts, self.pad_id)
+                prefilled = prefill(self.model, transitions.prompts, self.pad_id, self.mrope)
         except NoPlainCache as reason:
             self.stop_sharing(reason)
             return None
@@ -284,7 +284,7 @@ def _vision_token_mask(model: nn.Module, processor: ProcessorMixin) -> Tensor:
     config, tokenizer = model.config, processor.tokenizer
     banned = torch.zeros(model.get_input_embeddings().num_embeddings, dtype=torch.bool)
     for name, value in config.to_dict().items():
-        if name.endswith("token_id") and VISION_TOKEN.search(name) and isinstance(value, int):
+        if name.endswith(("token_id", "token_index")) and VISION_TOKEN.search(name) and isinstance(value, int):
             banned[value] = True
     for index, token in tokenizer.added_tokens_decoder.items():
         if token.special and VISION_TOKEN.search(token.content) and index < len(banned):

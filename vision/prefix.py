@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from vision.transitions import Prompt, TokenTransitions, collate
 
@@ -43,7 +43,7 @@ class Prefilled:
 class Prefix:
     """A prefilled prompt per row, ready to be continued."""
 
-    cache: DynamicCache  # B rows
+    cache: Cache  # B rows
     next_logits: Tensor  # (B, V): of the first token of each completion
     attention_mask: Tensor  # (B, L)
     offsets: Tensor  # (B, 1)
@@ -56,7 +56,8 @@ class Prefix:
 
     def reserve(self, tokens: int) -> None:
         """Make room for so many more tokens, so that each of them is written in place, without gradient."""
-        self.cache.layers = [Reserved(layer, tokens) for layer in self.cache.layers]
+        if all(type(layer) is DynamicLayer for layer in self.cache.layers):
+            self.cache.layers = [Reserved(layer, tokens) for layer in self.cache.layers]
 
 
 class Reserved(DynamicLayer):
@@ -80,22 +81,36 @@ class Reserved(DynamicLayer):
         return self.keys, self.values
 
 
-def prefill(model: nn.Module, prompts: Sequence[Prompt], pad_id: int) -> Prefilled:
-    """Run each of P prompts once.
+def prefill(model: nn.Module, prompts: Sequence[Prompt], pad_id: int, mrope: bool) -> Prefilled:
+    """Run each of P prompts once; what comes out can be handed to any rows.
 
     Raises:
         NoPlainCache: the model's cache has layers other than plain keys and values.
     """
-    inputs = collate(prompts, pad_id)
-    output = model(**inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1)
-    kept = output.past_key_values
+    prefix = run_prompts(model, prompts, pad_id, mrope)
+    kept = prefix.cache
     if not isinstance(kept, DynamicCache) or any(type(layer) is not DynamicLayer for layer in kept.layers):
         raise NoPlainCache(f"{type(model).__name__} does not keep a plain key-value cache")
-    if kept.get_seq_length() == 0:
+    return Prefilled(kept, prefix.next_logits, prefix.attention_mask, prefix.offsets)
+
+
+def run_prompts(model: nn.Module, prompts: Sequence[Prompt], pad_id: int, mrope: bool) -> Prefix:
+    """Run prompts as rows of their own, ready to be continued, whatever kind of cache the model keeps."""
+    inputs = collate(prompts, pad_id)
+    if not mrope:
+        inputs["position_ids"] = ranks(inputs["attention_mask"])
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    if output.past_key_values is None or output.past_key_values.get_seq_length() == 0:
         raise NoPlainCache(f"{type(model).__name__} returned an empty cache: is its own gradient checkpointing on?")
     deltas = output.get("rope_deltas")
     offsets = inputs["input_ids"].new_zeros(len(prompts), 1) if deltas is None else deltas.view(len(prompts), 1)
-    return Prefilled(kept, output.logits[:, -1], inputs["attention_mask"], offsets.long())
+    return Prefix(output.past_key_values, output.logits[:, -1], inputs["attention_mask"], offsets.long())
+
+
+def ranks(attention_mask: Tensor) -> Tensor:
+    """Position (B, L) of each token among the attended ones: models without multimodal positions count from
+    the left edge otherwise, padding included. (Those with them compute their own from the mask.)"""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def extend(model: nn.Module, prefix: Prefix, tokens: Tensor, done: int, mrope: bool) -> Tensor:
@@ -122,7 +137,7 @@ def shared_logits(model: nn.Module, prefix: Prefix, completions: Tensor, mrope: 
     return torch.cat([first, extend(model, prefix, completions[:, :-1], 0, mrope)], dim=1)
 
 
-def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int) -> Tensor:
+def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int, mrope: bool) -> Tensor:
     """The same logits, with prompt and pictures repeated for every row and no cache."""
     repeated = [transitions.prompts[int(i)] for i in transitions.prompt_index]
     inputs = collate(repeated, pad_id)
@@ -132,5 +147,7 @@ def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, p
         fill = 1 if name == "attention_mask" else 0
         tail = inputs[name].new_full((len(repeated), added), fill)
         inputs[name] = torch.cat([inputs[name], tail], dim=1)
+    if not mrope:
+        inputs["position_ids"] = ranks(inputs["attention_mask"])
     logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=length).logits
     return logits

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vision.policy import VisionPolicy, entropy
-from vision.prefix import extend, naive_logits
+from vision.prefix import Prefix, extend, run_prompts
 from vision.transitions import Prompt, TokenTransitions
 
 
@@ -76,24 +76,25 @@ def pick(log_softmax: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Logits:
-    """Next-token logits (B, V), from a growing cache or, without one, from scratch each time."""
+    """Next-token logits (B, V) from a growing cache. Where prompts cannot be shared, each row runs its own."""
 
     def __init__(self, policy: VisionPolicy, transitions: TokenTransitions, keep: bool, tokens: int) -> None:
         self._policy, self._transitions = policy, transitions
-        self._prefix = policy.prefix(transitions, keep)
-        if self._prefix is not None:
-            self._prefix.reserve(tokens)
+        self._prefix = policy.prefix(transitions, keep) or self._unshared()
+        self._prefix.reserve(tokens)
+
+    def _unshared(self) -> Prefix:
+        policy, transitions = self._policy, self._transitions
+        repeated = [transitions.prompts[int(i)] for i in transitions.prompt_index]
+        with policy.serving(transitions):
+            return run_prompts(policy.model, repeated, policy.pad_id, policy.mrope)
 
     def next(self, t: int) -> Tensor:
         """Logits of token t, given that the completions hold the tokens before it."""
-        policy, transitions = self._policy, self._transitions
-        if self._prefix is None:
-            with policy.serving(transitions):
-                return naive_logits(policy.model, transitions, t + 1, policy.pad_id)[:, -1]
         if t == 0:
             return self._prefix.next_logits
-        last = transitions.completions[:, t - 1 : t]
-        return extend(policy.model, self._prefix, last, t - 1, policy.mrope)[:, -1]
+        last = self._transitions.completions[:, t - 1 : t]
+        return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)[:, -1]
 
 
 def texts(policy: VisionPolicy, drawn: Drawn) -> list[str]:

@@ -4,6 +4,7 @@ from vision.data.base import Example, Source, Split
 from vision.data.digits import Digits
 from vision.data.elpv import ELPV
 from vision.data.folder import HubDataset, ImageFolder
+from vision.data.mixed import FewShotOfEach, Mixed
 from vision.data.openmoji import OpenMoji
 from vision.data.protocols import BaseToNew, CrossDataset, FewShot, Protocol
 
@@ -14,8 +15,10 @@ __all__ = [
     "Digits",
     "Example",
     "FewShot",
+    "FewShotOfEach",
     "HubDataset",
     "ImageFolder",
+    "Mixed",
     "OpenMoji",
     "Protocol",
     "Source",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,17 +38,34 @@ class FewShot(Protocol):
 
 @dataclass(frozen=True)
 class BaseToNew(Protocol):
-    """Train on the first half of the classes, in the source's order; `new` is the held-out other half."""
+    """Train on the first half of the classes, in the source's order; `new` is the held-out other half.
+
+    All classes are divided as FewShot divides them (so `evaluation` and `dev` count both halves) and then the
+    new ones are taken out of demonstrations, pool, dev and evaluation; those of them that were held out are
+    `new`. A start policy made under FewShot with the same numbers has therefore seen `shots` pictures of the
+    new classes and none that is evaluated here, which is as close as a model without pre-training comes to
+    "knows the word, was not trained on it": without them its accuracy on new classes would be 0."""
 
     def split(self, source: Source) -> Split:
         examples = source.examples()
-        labels = list(dict.fromkeys(example.answer for example in examples))
-        base = set(labels[: (len(labels) + 1) // 2])
-        order = shuffled(examples, self.seed)
-        known = [e for e in order if e.answer in base]
-        new = [e for e in order if e.answer not in base][: self.evaluation]
-        split = _divide(examples, self, known)
-        return Split(split.demonstrations, split.pool, split.dev, split.evaluation, tuple(labels), {"new": new})
+        names = list(dict.fromkeys(example.answer for example in examples))
+        base = set(names[: (len(names) + 1) // 2])
+        # `pool` limits what is used: it cuts after the new classes are out
+        whole = _divide(examples, replace(self, pool=None), shuffled(examples, self.seed))
+
+        def known(part: Sequence[Example]) -> list[Example]:
+            return [example for example in part if example.answer in base]
+
+        pool, new = known(whole.pool), [example for example in whole.evaluation if example.answer not in base]
+        if len(base) < 2 or not pool:
+            raise ValueError(
+                f"data.protocol trains on {sorted(base)} with {len(pool)} examples left for RL: BaseToNew needs a "
+                "source of at least three classes, and fewer evaluation, dev or shots"
+            )
+        return Split(
+            known(whole.demonstrations), pool[: self.pool], known(whole.dev), known(whole.evaluation), tuple(names),
+            {"new": new},
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""Several sources as one, for a start policy that has to know something of each before transfer is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vision.data.base import Example, Source, Split
+from vision.data.protocols import FewShot
+
+
+@dataclass(frozen=True)
+class Mixed(Source):
+    """The examples of `sources` after each other; each keeps its question, and its id gets the prefix "name/"."""
+
+    sources: dict[str, Source]
+
+    def __post_init__(self) -> None:
+        if not self.sources or any("/" in name for name in self.sources):
+            raise ValueError(f"data.source.sources has {list(self.sources)}: give one or more names without a slash")
+
+    def examples(self) -> Sequence[Example]:
+        return [_named(name, example) for name, source in self.sources.items() for example in source.examples()]
+
+    def thought(self, example: Example) -> str:
+        return self.sources[example.id.partition("/")[0]].thought(example)
+
+    def thought_agrees(self, thought: str, answer: str) -> bool | None:
+        """The verdict of the first source that has one: an answer may be judged by another source than its own
+        only if both claim to know it."""
+        verdicts = (source.thought_agrees(thought, answer) for source in self.sources.values())
+        return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+@dataclass(frozen=True)
+class FewShotOfEach(FewShot):
+    """FewShot of each source of a `Mixed` by itself, then joined: `shots`, `evaluation`, `dev` and `pool` are
+    numbers of every source. A source is divided as it is alone under the same numbers, so that what a start
+    policy learnt here stands in no held-out part of FewShot, BaseToNew or CrossDataset on one of them."""
+
+    def split(self, source: Source) -> Split:
+        if not isinstance(source, Mixed):
+            return super().split(source)
+        splits = {name: super(FewShotOfEach, self).split(part) for name, part in source.sources.items()}
+
+        def joined(field: str) -> list[Example]:
+            return [_named(name, example) for name, split in splits.items() for example in vars(split)[field]]
+
+        labels = tuple(dict.fromkeys(label for split in splits.values() for label in split.labels))
+        return Split(joined("demonstrations"), joined("pool"), joined("dev"), joined("evaluation"), labels)
+
+
+def _named(name: str, example: Example) -> Example:
+    return replace(example, id=f"{name}/{example.id}")
