@@ -70,8 +70,9 @@ def run_mmrl(folder: Path, shared: bool) -> dict[str, object]:
     from mmrl.aggregates import TokenMean
     from mmrl.algorithm import Algorithm
     from mmrl.runtime import Runtime, RuntimeConfig
+    from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
     from mmrl.surrogates import PPOClip
-    from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
+    from mmrl.trainer import Parts, Trainer
     from mmrl.types import Evaluator, RewardFunction, Scores
     from vision.collector import AnswerCollector, RolloutConfig
     from vision.data.base import Example

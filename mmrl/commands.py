@@ -12,12 +12,13 @@ from pathlib import Path
 import yaml
 
 from mmrl import checkpoint
-from mmrl.config import ConfigError, Loaded, flatten, load, read_yaml, recipes_folder
+from mmrl.config import Loaded, load, recipes_folder
 from mmrl.report import print_table, write_report
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting
 from mmrl.scoring import score
 from mmrl.trainer import Trainer
+from mmrl.yaml_files import ConfigError, flatten, read_yaml
 
 
 def train(config: str | None, overrides: Sequence[str], folder: Path | None, resume: bool) -> int:

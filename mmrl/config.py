@@ -10,7 +10,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,11 @@ import jsonargparse
 import yaml
 
 from mmrl.experiment import Experiment
+from mmrl.yaml_files import ConfigError, apply_override, read_yaml
 
 DOMAINS = ("vision", "diffusion", "vla")
 HERE = Path(__file__).resolve().parent
 SOURCE_CONFIG = "_config"
-
-
-class ConfigError(ValueError):
-    """A config that cannot be run, with the key, the value and the fix."""
 
 
 @dataclass(frozen=True)
@@ -36,43 +33,6 @@ class Loaded:
     resolved: str
     """YAML that reproduces it, overrides and defaults included."""
     recipe: str
-
-
-class _Unique(yaml.SafeLoader):
-    """YAML that refuses the same key twice, and reads 1e-4 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice: remove one")
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Unique.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def read_yaml(path: Path) -> dict[str, object]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, holds no mapping, or a key twice.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: `mmrl list` names the recipes")
-    try:
-        found = yaml.load(path.read_text(), Loader=_Unique)  # noqa: S506  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}, {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds {type(found).__name__}, not keys: start with `experiment: vision`")
-    return found
 
 
 def recipes_folder() -> Path:
@@ -108,7 +68,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     path = find_config(name)
     raw = read_yaml(path)
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     for folder in (str(Path.cwd()), str(path.resolve().parent)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
@@ -150,49 +110,6 @@ def _experiment_class(name: object, path: Path) -> type[Experiment]:
     if not (isinstance(found, type) and issubclass(found, Experiment)):
         raise ConfigError(f"{path}: experiment {name!r} is not a mmrl.experiment.Experiment")
     return found
-
-
-def _apply(raw: dict[str, object], override: str) -> None:
-    """Put one `dotted.key=value` into the raw config; keys reach through `init_args` by themselves."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r} is not an override: write key=value, such as train.steps=50")
-    *path, last = key.split(".")
-    node: object = raw
-    for place, name in enumerate(path):
-        node = _enter(_child(node, name, ".".join(path[: place + 1])))
-    if isinstance(node, list):
-        node[_index(node, last, key)] = yaml.load(text, Loader=_Unique)  # noqa: S506
-    elif isinstance(node, dict):
-        node[last] = yaml.load(text, Loader=_Unique)  # noqa: S506
-
-
-def _child(node: object, name: str, where: str) -> object:
-    """node[name], made into a mapping if it is missing or a bare class path."""
-    if isinstance(node, list):
-        index = _index(node, name, where)
-        if isinstance(node[index], str):
-            node[index] = {"class_path": node[index]}
-        return node[index]
-    if not isinstance(node, dict):
-        raise ConfigError(f"{where!r} cannot be overridden: there is no mapping above it")
-    if node.get(name) is None:
-        node[name] = {}
-    elif isinstance(node[name], str):
-        node[name] = {"class_path": node[name]}
-    return node[name]
-
-
-def _index(node: list[object], name: str, where: str) -> int:
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"{where!r}: {name!r} is not a place in a list of {len(node)}")
-    return int(name)
-
-
-def _enter(node: object) -> object:
-    if isinstance(node, dict) and "class_path" in node:
-        return node.setdefault("init_args", {})
-    return node
 
 
 def _spelt_out(node: object) -> object:
@@ -251,15 +168,3 @@ def _known_keys(kind: type) -> list[str]:
     keys = [action.dest.removeprefix(f"{SOURCE_CONFIG}.") for action in parser._actions]
     top = _fields_of(kind)
     return sorted({*top, *(k for k in keys if k not in ("help", SOURCE_CONFIG))})
-
-
-def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings to dotted keys."""
-    flat: dict[str, object] = {}
-    for key, value in nested.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{name}."))
-        else:
-            flat[name] = value
-    return flat

@@ -11,7 +11,8 @@ if TYPE_CHECKING:  # `mmrl --help` must answer without importing torch
 
     from mmrl.checkpoint import SaveConfig
     from mmrl.runtime import Runtime, RuntimeConfig
-    from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig
+    from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+    from mmrl.trainer import Parts
 
 
 class Experiment(abc.ABC):

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mmrl import checkpoint
+from mmrl.yaml_files import flatten, read_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
 RESUMABLE = ("train.steps", "save", "evaluate", "logging", "controls")
@@ -76,8 +77,6 @@ class RunFolder:
         Raises:
             RunFolderError: there is no run, or other keys than those in RESUMABLE differ.
         """
-        from mmrl.config import flatten, read_yaml
-
         path = self.path / "config.yaml"
         if not path.exists():
             raise RunFolderError(f"{self.path} holds no run to resume (no config.yaml): start it without --resume")
@@ -118,7 +117,9 @@ def provenance() -> dict[str, object]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return {
         "command": ["mmrl", *sys.argv[1:]],
         "commit": commit or None,

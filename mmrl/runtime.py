@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mmrl.types import Elsewhere, Policy, Rollout
+from mmrl.types import Policy, Rollout, Transitions
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,22 @@ class RuntimeConfig:
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     threads: int | None = 1
+
+
+@dataclass(frozen=True)
+class Elsewhere(Transitions):
+    """The transitions of a gathered rollout: they stay on the ranks that collected them."""
+
+    length: int
+
+    def rows(self, index: Tensor) -> Self:
+        raise TypeError("a gathered rollout holds decisions only; take rows of the rank's own rollout")
+
+    def to(self, device: torch.device) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        return self.length
 
 
 @dataclass(frozen=True)
@@ -154,15 +170,21 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def acting(policy: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient while a policy acts or is scored; its mode comes back after."""
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Eval mode; the policy's own mode comes back after."""
     training = policy.training
     policy.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         policy.train(training)
+
+
+@contextlib.contextmanager
+def acting(policy: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient, while a policy acts or is scored."""
+    with evaluating(policy), torch.no_grad():
+        yield
 
 
 def _fields(rollout: Rollout) -> dict[str, Tensor]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -16,46 +13,12 @@ from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.metrics import PARITY_LIMIT, MetricWriter, rollout_metrics
 from mmrl.run import RunFolder, peak_rss_mb
-from mmrl.runtime import Runtime, acting
-from mmrl.schedules import Constant, Schedule
+from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import score
+from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.terminal import interruptible
 from mmrl.types import Collector, Estimate, Evaluator, Policy, Rollout
-from mmrl.update import UpdateConfig, update
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
-    CPU seconds of it."""
-
-    steps: int = 100
-    lr: float = 1e-5
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    schedule: Schedule = Constant()
-    update: UpdateConfig = UpdateConfig()
-    cpu_budget_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.lr <= 0:
-            raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Held-out evaluation before, after, and `every` so many steps between (null: never between).
-    `samples` of them are written for people to look at."""
-
-    every: int | None = 20
-    samples: int = 12
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """Where metrics go besides the run folder."""
-
-    wandb_project: str | None = None
-    progress: bool = True
+from mmrl.update import update
 
 
 @dataclass(frozen=True)
@@ -130,19 +93,18 @@ class Trainer:
         writer = self._writer()
         if not self.state.eval_before:
             self.state.eval_before = self._evaluate(writer, self.state.step)
-        start = time.perf_counter()
-        with self._interruptible(), self._progress() as bar:
+        with interruptible(self._stop), self._progress() as bar:
             while self.state.step < self.train.steps and not self.stopped and not self._spent():
-                before = time.process_time()
+                cpu, wall = time.process_time(), time.perf_counter()
                 metrics = self._step()
-                self.state.cpu_s += time.process_time() - before
+                self.state.cpu_s += time.process_time() - cpu
+                self.state.wall_s += time.perf_counter() - wall
                 self._log(writer, metrics, bar)
                 done = self.state.step == self.train.steps or self.stopped or self._spent()
                 if self._due(self.evaluation.every) and not done:
                     self._evaluate(writer, self.state.step)
                 if self._due(self.saving.every) or done:
                     self._save()
-        self.state.wall_s += time.perf_counter() - start
         return self._finish(writer)
 
     def _step(self) -> dict[str, float]:
@@ -158,7 +120,7 @@ class Trainer:
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with _eval_mode(self.policy):  # dropout would make the ratio noise
+        with evaluating(self.policy):  # dropout would make the ratio noise
             metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
         self._count(rollout)
         everyone = runtime.gather(rollout).rollout
@@ -247,29 +209,12 @@ class Trainer:
     def _spent(self) -> bool:
         return self.train.cpu_budget_s is not None and self.state.cpu_s >= self.train.cpu_budget_s
 
-    @contextmanager
-    def _progress(self) -> Iterator[tqdm]:
+    def _progress(self) -> tqdm:
         off = not (self.logging.progress and self.runtime.is_main)
-        with tqdm(total=self.train.steps, initial=self.state.step, disable=off, unit="step") as bar:
-            yield bar
+        return tqdm(total=self.train.steps, initial=self.state.step, disable=off, unit="step")
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the current step, saves and stops; the second is Python's own."""
-
-        def stop(number: int, frame: object) -> None:
-            self.stopped = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            tqdm.write("stopping after this step; Ctrl-C again to stop at once")
-
-        if self.folder is None:
-            yield
-            return
-        previous = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+    def _stop(self) -> None:
+        self.stopped = True
 
     def _finish(self, writer: MetricWriter | None) -> dict[str, object]:
         state = self.state
@@ -284,21 +229,11 @@ class Trainer:
             "primary_metric": self.parts.primary_metric,
             "parity": state.parity,
             "throughput": {
-                "decisions_per_s": round(state.decisions / max(state.cpu_s, 1e-9), 1),
-                "samples_per_s": round(state.samples / max(state.cpu_s, 1e-9), 2),
+                "decisions_per_s": round(state.decisions / max(state.wall_s, 1e-9), 1),
+                "samples_per_s": round(state.samples / max(state.wall_s, 1e-9), 2),
             },
             "peak_rss_mb": round(peak_rss_mb(), 1),
         }
         if writer is not None:
             writer.close()
         return summary
-
-
-@contextmanager
-def _eval_mode(policy: torch.nn.Module) -> Iterator[None]:
-    training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(training)

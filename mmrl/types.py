@@ -33,22 +33,6 @@ class Transitions(abc.ABC):
 
 
 @dataclass(frozen=True)
-class Elsewhere(Transitions):
-    """The transitions of a gathered rollout: they stay on the ranks that collected them."""
-
-    length: int
-
-    def rows(self, index: Tensor) -> Self:
-        raise TypeError("a gathered rollout holds decisions only; take rows of the rank's own rollout")
-
-    def to(self, device: torch.device) -> Self:
-        return self
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@dataclass(frozen=True)
 class Rollout:
     """B trajectories of at most T decisions, as a collector records them.
 

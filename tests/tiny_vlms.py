@@ -98,7 +98,8 @@ def _smolvlm() -> tuple:
             "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
             "image_size": 32, "patch_size": 8,
         },
-        scale_factor=2, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"), pad_token_id=tokenizer.pad_token_id,
+        scale_factor=2, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     return config, processor
 

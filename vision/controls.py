@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 
 from mmrl.runtime import Runtime, RuntimeConfig
-from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
+from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.trainer import Parts, Trainer
 
 UNBOUNDED = 10**9
 """Steps that a CPU budget always cuts short."""

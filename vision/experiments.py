@@ -17,7 +17,8 @@ from mmrl.checkpoint import SaveConfig
 from mmrl.config import find_asset
 from mmrl.metrics import rollout_metrics
 from mmrl.runtime import Runtime, RuntimeConfig, acting
-from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
+from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.trainer import Parts, Trainer
 from rewards.compose import Part, WeightedSum
 from rewards.text import TagFormat
 from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from mmrl.advantages import Likelihood
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.settings import TrainConfig
 from mmrl.surrogates import Reinforce
-from mmrl.trainer import TrainConfig
 from vision import embedded
 from vision.data import Example, Source, Split
 from vision.prompts import Direct, Prompt, Think

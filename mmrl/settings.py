@@ -1,0 +1,43 @@
+"""The keys of a config that every domain shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmrl.schedules import Constant, Schedule
+from mmrl.update import UpdateConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
+    CPU seconds of it."""
+
+    steps: int = 100
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Schedule = Constant()
+    update: UpdateConfig = UpdateConfig()
+    cpu_budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.lr <= 0:
+            raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Held-out evaluation before, after, and `every` so many steps between (null: never between).
+    `samples` of them are written for people to look at."""
+
+    every: int | None = 20
+    samples: int = 12
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go besides the run folder."""
+
+    wandb_project: str | None = None
+    progress: bool = True

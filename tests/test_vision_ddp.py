@@ -1,0 +1,56 @@
+"""Two processes give the gradients of one, through the shared prefix, with uneven rows and a group cut in two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_vision_policy import drawn_from, load
+from tests.tiny_vlms import make
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    make("qwen2_5_vl", folder)
+    policy = load(folder)
+    drawn = drawn_from(policy, group=3)
+    rewards = torch.zeros_like(drawn.logprobs)
+    rewards[torch.arange(12), drawn.alive.sum(-1) - 1] = torch.arange(12.0) % 5
+    file = folder / "rollout.pt"
+    torch.save({
+        "transitions": drawn.transitions, "logprobs": drawn.logprobs, "mask": drawn.alive, "alive": drawn.alive,
+        "rewards": rewards, "discounts": torch.ones_like(rewards), "group_ids": torch.arange(4).repeat_interleave(3),
+    }, file)  # fmt: skip
+    return folder, file
+
+
+def launch(processes: int, folder: Path, file: Path, kind: str) -> dict:
+    output = folder / f"{kind}_{processes}.pt"
+    worker = [str(ROOT / "tests" / "vision_ddp_worker.py"), str(folder), str(file), str(output), kind]
+    # not --cpu, with which accelerate 1.15 starts a single process unless there is an MPI
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *port]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, *worker] if processes > 1 else [sys.executable, *worker]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return torch.load(output, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_two_processes_give_the_gradients_of_one(setting, kind):
+    one, two = (launch(n, *setting, kind) for n in (1, 2))
+    assert (one["world"], two["world"]) == (1, 2)
+    largest = max(g.abs().max() for g in one["gradients"].values())
+    assert largest > 0
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-5, atol=float(1e-6 * largest), msg=name)
