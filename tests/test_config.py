@@ -12,10 +12,10 @@ import yaml
 
 from mmrl.advantages import GroupRelative
 from mmrl.config import ConfigError, Loaded, find_asset, find_config, load, recipes_folder
-from mmrl.yaml_files import flatten
 from mmrl.regularisers import K3
 from mmrl.schedules import Constant, Cosine
 from mmrl.surrogates import CISPO, PPOClip
+from mmrl.yaml_files import flatten
 from tests.toy import ToyExperiment, toy_config
 
 

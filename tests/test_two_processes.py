@@ -18,9 +18,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmrl import commands
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import SequenceMean, TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.run import RunFolderError
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import Parts
@@ -41,6 +43,7 @@ class Scenario:
     second_rank: str = "some"  # what stands on it: "some", "masked", "failed", "no spread"
     reduced: bool = False
     kind: str = "categorical"
+    critic: bool | None = None  # None: if there is a value loss
 
 
 def splits(**fields: int) -> UpdateConfig:
@@ -59,7 +62,16 @@ SCENARIOS = {
     "skipped groups": Scenario(DAPO, splits(micro_rows=2), "no spread"),
     "nothing on a rank": Scenario(DAPO, splits(micro_rows=2), "failed"),
     "scored again": Scenario(DAPO, splits(micro_rows=2), reduced=True),
+    "idle critic": Scenario(DAPO, splits(micro_rows=2), critic=True),
 }
+IDLE = "DDP: a parameter that the loss does not reach leaves the gradients of its bucket unreduced"
+each_scenario = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=IDLE)) if n == "idle critic" else n
+        for n in SCENARIOS
+    ],
+)
 
 
 def both_ranks(policy, second: str) -> tuple[Rollout, Rollout]:
@@ -109,7 +121,7 @@ def outcome(scenario: Scenario, rank: int | None) -> dict[str, object]:
     """Gradients, metrics, advantages and weights of this rank, or (None) of one process with all rows."""
     runtime = Runtime(RuntimeConfig(device="cpu"), 0)
     runtime.reduced_precision = scenario.reduced
-    critic = scenario.algorithm.value_loss is not None
+    critic = scenario.algorithm.value_loss is not None if scenario.critic is None else scenario.critic
     policy = ToyPolicyConfig(kind=scenario.kind, critic=critic).make().eval()
     first, second = both_ranks(policy, scenario.second_rank)
     rollout = joined(first, second) if rank is None else (first, second)[rank]
@@ -144,7 +156,17 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     config = toy_config(folder, 4, ("runtime: {device: cpu}", f"results: {folder}"))
     config.write_text(config.read_text().replace("tests.toy.ToyExperiment", "tests.test_two_processes.TwoExperiment"))
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    options = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     launch = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", str(free_port())]
     command = [*launch, "-m", "mmrl", "train", config.name, "--run", "run"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -174,7 +196,7 @@ def test_ranks_are_as_uneven_as_meant() -> None:
     assert set(first.group_ids.tolist()) & set(second.group_ids.tolist())
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each_scenario
 def test_gradients_equal_one_process(ranks, alone, name: str) -> None:
     wanted = alone[name]["gradients"]
     for rank in ranks:
@@ -193,7 +215,7 @@ def test_advantages_equal_one_process(ranks, alone, name: str) -> None:
         torch.testing.assert_close(rank[name]["advantages"], wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@each_scenario
 def test_metrics_equal_one_process(ranks, alone, name: str) -> None:
     wanted = alone[name]["metrics"]
     for rank in ranks:
@@ -213,3 +235,18 @@ def test_a_run_of_two_processes(launched: Path) -> None:
     assert {"0/collect", "1/collect", "0/torch", "1/torch"} <= generators.keys()
     assert not torch.equal(generators["0/collect"], generators["1/collect"])
     assert torch.equal(generators["0/shared_minibatches"], generators["1/shared_minibatches"])
+
+
+@pytest.mark.xfail(strict=True, raises=RunFolderError, reason="commands.train: every rank refuses, not only the first")
+def test_a_later_rank_does_not_refuse_the_folder_that_the_first_has_just_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Second(Runtime):
+        def __init__(self, config: RuntimeConfig, seed: int) -> None:
+            super().__init__(config, seed)
+            self.rank = 1
+
+    monkeypatch.setattr(commands, "Runtime", Second)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("recipe: toy\n")
+    assert commands.train(str(toy_config(tmp_path, 1)), [], tmp_path / "run", resume=False) == 0

@@ -36,7 +36,17 @@ def launch(processes: int, folder: Path, file: Path, kind: str) -> dict:
     output = folder / f"{kind}_{processes}.pt"
     worker = [str(ROOT / "tests" / "vision_ddp_worker.py"), str(folder), str(file), str(output), kind]
     # not --cpu, with which accelerate 1.15 starts a single process unless there is an MPI
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    options = [
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *port]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,9 +1,10 @@
 """The policy over tokens, on four architectures of transformers: parity, prefix sharing, padding, bans.
 
-Planted bugs and the tests here that catch them: a token shift by one, or a temperature in sampling alone ->
-test_rescored_logprobs_are_the_recorded_ones; position ids on left-padded rows ->
-test_padding_on_the_left_changes_nothing; dropout left on -> test_ratio_is_one_with_dropout_in_the_model; a mask leak from padding ->
-test_what_follows_the_end_changes_nothing.
+Planted bugs and the tests here that catch them:
+- a token shift by one, or a temperature in sampling alone: test_rescored_logprobs_are_the_recorded_ones
+- position ids on left-padded rows: test_padding_on_the_left_changes_nothing
+- dropout left on: test_ratio_is_one_with_dropout_in_the_model
+- a mask leak from padding: test_what_follows_the_end_changes_nothing
 """
 
 from __future__ import annotations
