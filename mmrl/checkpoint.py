@@ -73,7 +73,7 @@ def save(
             shutil.rmtree(final)
         os.replace(aside, final)
         write_atomically(folder / "latest", final.name)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # each library that writes here has its own
         with contextlib.suppress(OSError):
             shutil.rmtree(aside, ignore_errors=True)
         kept = latest(folder)
@@ -81,9 +81,17 @@ def save(
             f"the checkpoint of step {step} could not be written to {folder} ({error}); "
             f"{f'{kept.name} is complete' if kept else 'no earlier one exists'}: free some disk, then --resume"
         ) from error
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+    _prune(folder, final.name, keep)
     return final
+
+
+def _prune(folder: Path, newest: str, keep: int) -> None:
+    """Remove all but the last `keep` up to `newest`, and what a run that was killed left beyond it."""
+    names = sorted(path.name for path in folder.glob("step_*"))
+    kept = [name for name in names if name <= newest][-keep:]
+    for name in names:
+        if name not in kept:
+            shutil.rmtree(folder / name)
 
 
 def latest(folder: Path) -> Path | None:

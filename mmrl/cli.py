@@ -12,7 +12,7 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 the request was wrong."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")
@@ -27,6 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, (ValueError, ModuleNotFoundError, FileNotFoundError)) else 1
     return status
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and words in any order: argparse itself takes key=value after an option for a mistake."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    unknown = [word for word in more if word.startswith("-") or "=" not in word or "overrides" not in options]
+    if unknown:
+        parser.error(f"unrecognised: {' '.join(unknown)}")
+    if more:
+        options.overrides = [*options.overrides, *more]
+    if "config" in options and options.config is not None and "=" in options.config:
+        options.config, options.overrides = None, [options.config, *options.overrides]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,11 +31,11 @@ def train(config: str | None, overrides: Sequence[str], folder: Path | None, res
     loaded = load(config, overrides)
     experiment = loaded.experiment
     runtime = Runtime(experiment.runtime, experiment.seed)
-    run = RunFolder(folder or RunFolder.default_path(loaded.recipe, experiment.seed))
+    run = RunFolder(Path(runtime.from_main(str(folder or RunFolder.default_path(loaded.recipe, experiment.seed)))))
     if resume:
         run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
-    elif (run.path / "config.yaml").exists():
-        run.create(loaded.resolved)  # refuses; before the model is loaded
+    elif runtime.is_main:
+        run.refuse_existing()  # before a model is loaded
     parts = experiment.build(runtime)
     if not resume and runtime.is_main:
         run.create(loaded.resolved)

@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import re
 import sys
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from mmrl.yaml_files import ConfigError, apply_override, read_yaml
 DOMAINS = ("vision", "diffusion", "vla")
 HERE = Path(__file__).resolve().parent
 SOURCE_CONFIG = "_config"
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{SOURCE_CONFIG}", type=kind)
     try:
+        _check_sections(kind, raw)
         parsed = parser.parse_object({SOURCE_CONFIG: _spelt_out(raw)})
         experiment = getattr(parser.instantiate(parsed), SOURCE_CONFIG)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {_explain(error, kind, raw)}") from error
     dumped = yaml.safe_load(parser.dump(parsed, skip_none=False))[SOURCE_CONFIG]
     dumped = dumped.get("init_args", dumped)
-    header = {"experiment": f"{kind.__module__}.{kind.__qualname__}", "recipe": recipe}
+    header = {"experiment": _name_of(kind), "recipe": recipe}
     return Loaded(experiment, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
 
 
@@ -112,18 +119,31 @@ def _experiment_class(name: object, path: Path) -> type[Experiment]:
     return found
 
 
+def _check_sections(kind: type, raw: Mapping[str, object], prefix: str = "") -> None:
+    """Every section holds keys; jsonargparse drops a plain value in its place without a word."""
+    for name, hint in _hints(kind).items():
+        if name not in raw or not (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+            continue
+        value = raw[name]
+        if value is None or (isinstance(value, str) and inspect.isabstract(hint)):  # a class path
+            continue
+        if not isinstance(value, Mapping):
+            some = ", ".join(_fields_of(hint)[:3])
+            raise ConfigError(f"{prefix}{name} is {value!r}: give keys under it, such as {some}")
+        _check_sections(hint, value, f"{prefix}{name}.")
+
+
 def _spelt_out(node: object) -> object:
     """Every class path with all plain defaults of that class as explicit `init_args`. Without this, a field
     whose default is another class would hand that class's arguments on to the one that was named."""
     if isinstance(node, list):
         return [_spelt_out(child) for child in node]
-    if isinstance(node, str) and dataclasses.is_dataclass(_import(node)):
+    if isinstance(node, str) and DOTTED.match(node) and dataclasses.is_dataclass(_import(node)):
         node = {"class_path": node}
     if not isinstance(node, dict):
         return node
-    node = {key: _spelt_out(child) for key, child in node.items() if key != "class_path"} | (
-        {"class_path": node["class_path"]} if "class_path" in node else {}
-    )
+    own = {"class_path": node["class_path"]} if "class_path" in node else {}
+    node = own | {key: _spelt_out(child) for key, child in node.items() if key != "class_path"}
     kind = _import(str(node.get("class_path", "")))
     if kind is not None and dataclasses.is_dataclass(kind):
         plain = (int, float, str, bool, type(None), tuple)
@@ -136,16 +156,50 @@ def _spelt_out(node: object) -> object:
 def _explain(error: Exception, kind: type, raw: Mapping[str, object]) -> str:
     """One sentence with the key, and for a misspelt one the nearest that exists."""
     text = " ".join(str(error).replace(f"{SOURCE_CONFIG}.", "").replace("Parser key ", "").split())
-    unknown = re.search(r"(?:does not accept option|Option) '([\w.]+)'", text)
-    if unknown is None:
+    outer = rf"\"{SOURCE_CONFIG}\": Problem with given class_path '{re.escape(_name_of(kind))}': "
+    text = re.sub(outer, "", text)
+    unknown = re.findall(r"(?:does not accept option|Option) '([\w.]+)'", text)
+    if not unknown:
         return re.sub(r"<class '([\w.]+)'>", r"\1", text)
-    key = unknown.group(1)
-    owner = re.search(r"given class_path '([\w.]+)'", text)
-    known = _fields_of(_import(owner.group(1))) if owner else _known_keys(kind)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    place = f" of {owner.group(1)}" if owner else ""
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return f"unknown key {key!r}{place}: {hint}"
+    owners = re.findall(r"given class_path '([\w.]+)'", text)
+    key = unknown[-1]
+    top = _fields_of(kind)
+    known = _fields_of(_import(owners[-1])) if owners else sorted(_names(kind) | _names_in(raw))
+    misspelt = key.split(".")[-1]
+    if not owners and "." in key and key.split(".")[0] not in known:
+        known, misspelt = top, key.split(".")[0]
+    near = difflib.get_close_matches(misspelt, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {key!r}{f' of {owners[-1]}' if owners else ''}: {hint}"
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _names(kind: object) -> set[str]:
+    """Field names of a dataclass and of those inside it."""
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        inner = typing.get_args(kind)
+        return set().union(*(_names(part) for part in inner)) if inner else set()
+    hints = _hints(kind)
+    return {*hints, *(name for hint in hints.values() for name in _names(hint))}
+
+
+def _hints(kind: type) -> dict[str, object]:
+    """Field name -> type of a dataclass. (Not of its whole class: interfaces import some types for checkers alone.)"""
+    own = types.SimpleNamespace(__annotations__={f.name: f.type for f in dataclasses.fields(kind)})
+    return typing.get_type_hints(own, vars(sys.modules[kind.__module__]))
+
+
+def _names_in(raw: object) -> set[str]:
+    """Field names of the classes that a config names."""
+    if isinstance(raw, list):
+        return set().union(*(_names_in(child) for child in raw)) if raw else set()
+    if not isinstance(raw, dict):
+        return set()
+    own = set(_fields_of(_import(str(raw.get("class_path", "")))))
+    return own.union(*(_names_in(child) for child in raw.values()))
 
 
 def _import(dotted: str) -> type | None:
@@ -159,12 +213,3 @@ def _import(dotted: str) -> type | None:
 
 def _fields_of(kind: type | None) -> list[str]:
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
-
-
-def _known_keys(kind: type) -> list[str]:
-    """Dotted names of all keys of nested dataclasses."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument(f"--{SOURCE_CONFIG}", type=kind)
-    keys = [action.dest.removeprefix(f"{SOURCE_CONFIG}.") for action in parser._actions]
-    top = _fields_of(kind)
-    return sorted({*top, *(k for k in keys if k not in ("help", SOURCE_CONFIG))})

@@ -26,6 +26,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mmrl.checkpoint import write_atomically
 from mmrl.masked import group_sizes, group_spread, masked_mean, masked_sum
 from mmrl.runtime import Runtime
 from mmrl.types import Estimate, Rollout
@@ -54,7 +55,8 @@ class Tally:
 
     def maximum(self, name: str, value: float) -> None:
         """One more value of a maximum."""
-        self._largest[name] = max(self._largest.get(name, -math.inf), value)
+        before = self._largest.get(name, -math.inf)
+        self._largest[name] = math.nan if math.isnan(value) or math.isnan(before) else max(before, value)
 
     def over_ranks(self, runtime: Runtime) -> dict[str, float]:
         """Means and maxima over all ranks."""
@@ -105,7 +107,7 @@ class MetricWriter:
         kept = _lines_up_to(self._path, resume_step)
         for stale in folder.glob("events.*"):
             stale.unlink()
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = SummaryWriter(str(folder))
         for line in kept:
             self._to_board(line)

@@ -57,16 +57,20 @@ class RunFolder:
             raise RunFolderError(f"no run in {root}/{recipe or ''}: start one with `mmrl train CONFIG`")
         return found[-1].parent
 
+    def refuse_existing(self) -> None:
+        """Raises RunFolderError if the folder holds a run."""
+        if (self.path / "config.yaml").exists():
+            raise RunFolderError(
+                f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"
+            )
+
     def create(self, resolved: str) -> None:
         """Make the folder and write what reproduces the run.
 
         Raises:
             RunFolderError: it exists and holds a run.
         """
-        if (self.path / "config.yaml").exists():
-            raise RunFolderError(
-                f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"
-            )
+        self.refuse_existing()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomically(self.path / "provenance.json", json.dumps(provenance(), indent=1))
         checkpoint.write_atomically(self.path / "config.yaml", resolved)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -131,6 +132,14 @@ class Runtime:
         """The context of one micro-batch, forward and backward: gradients are exchanged only in the last."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(policy)
 
+    def backward(self, policy: nn.Module, loss: Tensor) -> None:
+        """Add the gradient of a loss that is a sum over ranks (DDP averages, hence the factor). Every trained
+        parameter takes part with at least a zero, or DDP would leave the bucket of one that does not unreduced."""
+        if self.world > 1:
+            anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
+            loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
+        self.accelerator.backward(loss * self.world)
+
     def clip_gradients(self, policy: nn.Module, max_norm: float) -> float:
         """Norm of the gradient before it is scaled down to at most `max_norm`."""
         return float(self.accelerator.clip_grad_norm_(policy.parameters(), max_norm))
@@ -161,8 +170,16 @@ class Runtime:
         largest: dict[str, float] = {}
         for part in gather_object([dict(numbers)]):
             for name, number in part.items():
-                largest[name] = max(largest.get(name, float("-inf")), number)
+                before = largest.get(name, -math.inf)
+                largest[name] = math.nan if math.isnan(number) or math.isnan(before) else max(number, before)
         return largest
+
+    def from_main(self, text: str) -> str:
+        """What the first rank passes, on every rank."""
+        if self.world == 1:
+            return text
+        agreed: list[str] = broadcast_object_list([text])
+        return agreed[0]
 
     def wait(self) -> None:
         """Wait for all ranks."""
@@ -171,13 +188,14 @@ class Runtime:
 
 @contextlib.contextmanager
 def evaluating(policy: nn.Module) -> Iterator[None]:
-    """Eval mode; the policy's own mode comes back after."""
-    training = policy.training
+    """Eval mode; every submodule's own mode comes back after."""
+    modes = [(module, module.training) for module in policy.modules()]
     policy.eval()
     try:
         yield
     finally:
-        policy.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 @contextlib.contextmanager

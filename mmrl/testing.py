@@ -185,10 +185,6 @@ def _check_rollout(name: str, rollout: Rollout) -> None:
     if not bool(((discounts >= 0) & (discounts <= 1)).all()):
         raise ContractError(f"{name}: Rollout.discounts of living decisions must be from 0 to 1")
     valid = rollout.alive.any(-1)
-    last = rollout.alive & ~torch.nn.functional.pad(rollout.alive[:, 1:], (0, 1))
-    unfinished = (last & (rollout.discounts != 0)).any(-1)
-    if rollout.last_value is not None and not bool(torch.isfinite(rollout.last_value[unfinished]).all()):
-        raise ContractError(f"{name}: Rollout.last_value must be finite where the last discount is not 0")
     for part, values in rollout.reward_parts.items():
         if part not in rollout.applicable:
             raise ContractError(f"{name}: Rollout.reward_parts has {part!r} and Rollout.applicable does not")

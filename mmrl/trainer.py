@@ -45,6 +45,7 @@ class State:
     samples: int = 0
     collector: dict[str, object] = field(default_factory=dict)
     eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
+    eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)
 
 
@@ -100,19 +101,18 @@ class Trainer:
                 self.state.cpu_s += time.process_time() - cpu
                 self.state.wall_s += time.perf_counter() - wall
                 self._log(writer, metrics, bar)
-                done = self.state.step == self.train.steps or self.stopped or self._spent()
-                if self._due(self.evaluation.every) and not done:
-                    self._evaluate(writer, self.state.step)
-                if self._due(self.saving.every) or done:
-                    self._save()
+                done = self.state.step == self.train.steps or self._spent()
+                if self._due(self.evaluation.every) or done:
+                    self.state.eval_after = self._evaluate(writer, self.state.step)
+                if self._due(self.saving.every) or done or self.stopped:
+                    self._save(self._position())
         return self._finish(writer)
 
     def _step(self) -> dict[str, float]:
         """One RL step, top to bottom."""
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
-        with acting(parts.policy), runtime.accelerator.autocast():
-            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
+        rollout = self._collect()
         if parts.algorithm.needs_reference and parts.reference is not None:
             scored = score(parts.reference, rollout, self.train.update.micro_rows)
             rollout = rollout.with_(ref_logprobs=scored)
@@ -131,6 +131,18 @@ class Trainer:
             "time/collect": collected - began,
             "time/update": time.perf_counter() - collected,
         }
+
+    def _collect(self) -> Rollout:
+        """A rollout. Should it fail, on a reward say, the run is saved as it stood before this step."""
+        parts, before = self.parts, self._position() if self.runtime.world == 1 else None
+        try:
+            with acting(parts.policy), self.runtime.accelerator.autocast():
+                return parts.collector.collect(parts.policy, self.runtime.generator("collect"))
+        except Exception:
+            if before is not None and self.folder is not None and self.state.step > 0:
+                self._save(before)
+                tqdm.write(f"saved at step {self.state.step}: mend the cause below, then --resume")
+            raise
 
     def _count(self, rollout: Rollout) -> None:
         self.state.step += 1
@@ -177,16 +189,18 @@ class Trainer:
         self.state.eval_cpu_s += time.process_time() - before
         return {name: asdict(estimate) for name, estimate in found.items()}
 
-    def _save(self) -> None:
+    def _position(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+        """Where the collector and every generator stand."""
+        return self.parts.collector.state_dict(), self.runtime.generator_states()
+
+    def _save(self, position: tuple[dict[str, object], dict[str, torch.Tensor]]) -> None:
         if self.folder is None:
             return
-        self.state.collector = self.parts.collector.state_dict()
-        generators = self.runtime.generator_states()
+        self.state.collector, generators = position
         if self.runtime.is_main:
-            checkpoint.save(
-                self.folder.checkpoints, self.state.step, self.parts.policy, self.optimizer,
-                generators, asdict(self.state), self.saving.keep,
-            )  # fmt: skip
+            target, state = self.folder.checkpoints, asdict(self.state)
+            policy, keep = self.parts.policy, self.saving.keep
+            checkpoint.save(target, self.state.step, policy, self.optimizer, generators, state, keep)
         self.runtime.wait()
 
     def _restore(self) -> None:
@@ -218,14 +232,13 @@ class Trainer:
 
     def _finish(self, writer: MetricWriter | None) -> dict[str, object]:
         state = self.state
-        eval_after = {} if self.stopped else self._evaluate(writer, state.step)
         summary: dict[str, object] = {
             "steps": state.step,
             "wall_s": round(state.wall_s, 2),
             "cpu_s": round(state.cpu_s, 2),
             "eval_cpu_s": round(state.eval_cpu_s, 2),
             "eval_before": state.eval_before,
-            "eval_after": eval_after,
+            "eval_after": state.eval_after or state.eval_before,
             "primary_metric": self.parts.primary_metric,
             "parity": state.parity,
             "throughput": {

@@ -96,7 +96,10 @@ class Rollout:
             raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
         self._check_finite("logprobs", self.logprobs, self.mask)
         self._check_finite("rewards", self.rewards, self.alive)
+        self._check_finite("discounts", self.discounts, self.alive)
         self._check_finite("values", self.values, self.alive)
+        if self.last_value is not None:
+            self._check_finite("last_value", self.last_value[:, None], self.alive.any(-1, keepdim=True))
         self._check_finite("ref_logprobs", self.ref_logprobs, self.mask)
 
     @staticmethod

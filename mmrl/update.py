@@ -38,6 +38,8 @@ class UpdateConfig:
         for name in ("epochs", "minibatches", "micro_rows"):
             if vars(self)[name] < 1:
                 raise ValueError(f"update.{name} is {vars(self)[name]}: give 1 or more")
+        if self.micro_steps is not None and self.micro_steps < 1:
+            raise ValueError(f"update.micro_steps is {self.micro_steps}: give 1 or more, or null for all steps at once")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def update(
                 with runtime.synchronised(policy, last=position + 1 == len(batches)):
                     evaluation = policy(batch.transitions, batch.steps)
                     loss = batch_loss(evaluation, batch, algorithm, tally)
-                    runtime.accelerator.backward(loss * runtime.world)  # DDP averages; the loss is a sum
+                    runtime.backward(policy, loss)
                 loss_sum += float(loss.detach())
                 if not rollout.demonstration:
                     tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
@@ -209,7 +211,7 @@ def credit_metrics(plan: Plan) -> dict[str, float]:
     """How many decisions can teach anything, and how good the critic is."""
     rollout = plan.ledger.rollout
     metrics = {"update/active_rows": float(plan.active.float().mean())}
-    if plan.credit.returns is not None and rollout.values is not None:
+    if plan.credit.returns is not None and rollout.values is not None and int(rollout.mask.sum()) > 1:
         returns, values = plan.credit.returns[rollout.mask], rollout.values[rollout.mask]
         unexplained = (returns - values).var() / returns.var().clamp(min=1e-8)
         metrics["update/explained_variance"] = float(1.0 - unexplained)

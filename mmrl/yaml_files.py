@@ -58,11 +58,18 @@ def apply_override(raw: dict[str, object], override: str) -> None:
     *path, last = key.split(".")
     node: object = raw
     for place, name in enumerate(path):
-        node = _enter(_child(node, name, ".".join(path[: place + 1])))
+        component = _child(node, name, ".".join(path[: place + 1]))
+        node = component if (place + 1 == len(path) and last in ("class_path", "init_args")) else _enter(component)
+    try:
+        value = yaml.load(text, Loader=_Unique)  # noqa: S506  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {override!r} is not YAML: quote it, or close its brackets") from error
     if isinstance(node, list):
-        node[_index(node, last, key)] = yaml.load(text, Loader=_Unique)  # noqa: S506
+        node[_index(node, last, key)] = value
     elif isinstance(node, dict):
-        node[last] = yaml.load(text, Loader=_Unique)  # noqa: S506
+        node[last] = value
+    else:
+        raise ConfigError(f"{key!r} cannot be overridden: {'.'.join(path)} is {node!r} and holds no keys")
 
 
 def _child(node: object, name: str, where: str) -> object:

@@ -238,12 +238,6 @@ def test_termination_cuts_and_truncation_bootstraps() -> None:
     assert float((gae(cut.with_(**other)).advantages - gae(cut).advantages).min()) > 50.0
 
 
-def test_value_after_a_termination_may_be_nan() -> None:
-    ended = critic_rollout(4, 0.9, [True], [3], 3)
-    garbage = ended.with_(last_value=torch.tensor([NAN]))
-    assert torch.equal(GAE()(ended).advantages, GAE()(garbage).advantages)
-
-
 def test_chain_gae_is_environment_gae() -> None:
     """E environment steps of K denoise steps each: values repeated, reward at the last, lambda 1 inside."""
     environment, inner = 4, 3

@@ -52,7 +52,7 @@ def expected(part: ReferenceKL) -> tuple[float, float]:
     mean.backward()
     assert logits.grad is not None
     torch.testing.assert_close(stats["kl"] * part.coef, penalty.detach())
-    return float(mean), float(logits.grad[0])
+    return float(mean.detach()), float(logits.grad[0])
 
 
 def test_exact_kl_and_its_gradient() -> None:

@@ -22,7 +22,6 @@ from mmrl import commands
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import SequenceMean, TokenMean
 from mmrl.algorithm import Algorithm
-from mmrl.run import RunFolderError
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import Parts
@@ -64,14 +63,7 @@ SCENARIOS = {
     "scored again": Scenario(DAPO, splits(micro_rows=2), reduced=True),
     "idle critic": Scenario(DAPO, splits(micro_rows=2), critic=True),
 }
-IDLE = "DDP: a parameter that the loss does not reach leaves the gradients of its bucket unreduced"
-each_scenario = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=IDLE)) if n == "idle critic" else n
-        for n in SCENARIOS
-    ],
-)
+each_scenario = pytest.mark.parametrize("name", list(SCENARIOS))
 
 
 def both_ranks(policy, second: str) -> tuple[Rollout, Rollout]:
@@ -237,7 +229,6 @@ def test_a_run_of_two_processes(launched: Path) -> None:
     assert torch.equal(generators["0/shared_minibatches"], generators["1/shared_minibatches"])
 
 
-@pytest.mark.xfail(strict=True, raises=RunFolderError, reason="commands.train: every rank refuses, not only the first")
 def test_a_later_rank_does_not_refuse_the_folder_that_the_first_has_just_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,8 +44,7 @@ class GAE(Advantage):
         for t in range(values.shape[1] - 1, -1, -1):
             alive, discount = rollout.alive[:, t], rollout.discounts[:, t]
             lam = torch.where(ends[:, t], self.lam, 1.0)
-            future = torch.where(discount == 0, 0.0, discount * next_value)  # nothing follows, not even NaN
-            delta = rewards[:, t] + future - values[:, t]
+            delta = rewards[:, t] + discount * next_value - values[:, t]
             carried = torch.where(alive, delta + discount * lam * carried, carried)
             next_value = torch.where(alive, values[:, t], next_value)
             advantages[:, t] = carried
