@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def spread(values: Sequence[float]) -> dict[str, object]:
     """Mean, standard deviation over seeds (n - 1) and the values themselves."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    deviation = round(statistics.stdev(values), 4) if len(values) > 1 else None
     return {
         "mean": round(statistics.fmean(values), 4),
-        "std": round(deviation, 4),
+        "std": deviation,
         "values": [round(v, 4) for v in values],
     }
 

@@ -291,3 +291,17 @@ def test_resuming_with_an_override_needs_no_config(tmp_path: Path, capsys: pytes
 
     assert main(["train", "train.steps=5", "--run", str(tmp_path / "nowhere"), "--resume"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_an_experiment_may_be_extended_in_another_module(tmp_path: Path) -> None:
+    """Whose annotations know other names than those of the parent's module."""
+    (tmp_path / "my_own_experiment.py").write_text(
+        "from dataclasses import dataclass\nimport tests.toy as toy\n\n"
+        "@dataclass(frozen=True)\nclass Mine(toy.ToyExperiment):\n    extra: int = 1\n"
+    )
+    path = toy_config(tmp_path, lines=("extra: 4",))
+    path.write_text(path.read_text().replace("tests.toy.ToyExperiment", "my_own_experiment.Mine"))
+    assert vars(load(str(path)).experiment)["extra"] == 4
+    assert "did you mean 'extra'?" in refused(
+        tmp_path, "extar=3", edit=("tests.toy.ToyExperiment", "my_own_experiment.Mine")
+    )

@@ -183,6 +183,17 @@ def test_broken_rewards_are_named(function: RewardFunction, message: str) -> Non
         WeightedSum({"mine": Part(function)})(TWO)
 
 
+class Listed(RewardFunction):
+    def __call__(self, samples: Samples) -> Scores:
+        return [1.0] * len(samples)  # type: ignore[return-value]
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="compose.checked reads .values of whatever it is given")
+def test_a_reward_that_returns_no_scores_is_named() -> None:
+    with pytest.raises(RewardError, match=r"rewards.mine .*Scores"):
+        WeightedSum({"mine": Part(Listed())})(TWO)
+
+
 def test_an_empty_sum_is_refused() -> None:
     with pytest.raises(ValueError, match="give at least one"):
         WeightedSum({})

@@ -1,0 +1,89 @@
+"""Puts the measured figures into README.md, from benchmarks/results/*.json and nowhere else.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from benchmarks.common import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def pm(figure: dict) -> str:
+    """mean +- spread over seeds."""
+    if len(figure["values"]) == 1:
+        return f"{figure['mean']:.3f}"
+    return f"{figure['mean']:.3f} ± {figure['std']:.3f}"
+
+
+def digits(found: dict) -> str:
+    rows = [
+        "| digits, 400 held-out pictures | start | RL | same CPU: SFT on the demonstrations | SFT on all labels (ceiling) | CPU s of RL |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {
+        "no_thinking": "No-Thinking, 3 seeds",
+        "no_thinking_second_start": "No-Thinking, another start",
+        "thinking": "CLS-RL with thinking, 3 seeds",
+        "thinking_second_start": "CLS-RL with thinking, another start",
+    }
+    for key, name in names.items():
+        if key in found:
+            f = found[key]
+            cpu = f"{f['rl_cpu_s']['mean']:.0f}"
+            cells = [pm(f[c]) for c in ("start", "rl", "sft_continued", "sft_all_labels")]
+            rows.append(f"| {name} | {' | '.join(cells)} | {cpu} |")
+    said = []
+    for key in ("no_thinking", "thinking"):
+        f = found.get(key)
+        if f is None:
+            continue
+        gap = f["sft_all_labels"]["mean"] - f["rl"]["mean"]
+        versus = "below" if gap > 0.005 else "level with" if gap > -0.005 else "above"
+        said.append(f"{names[key].split(',')[0]}: RL is {versus} the ceiling ({gap:+.3f} from RL to it)")
+    thought = found.get("thinking", {}).get("after", {}).get("thought_agrees")
+    drift = ""
+    if thought:
+        drift = (
+            f" Of the thoughts that can still be parsed after RL, {pm(thought)} agree with the answer: the thought is not"
+            " rewarded, and it turns into decoration."
+        )
+    return "\n".join(
+        [*rows, "", f"Mean ± deviation over seeds (`python -m benchmarks.digits`). {'; '.join(said)}.{drift}"]
+    )
+
+
+def trl(found: dict) -> str:
+    rows = ["| CPU seconds a step | generation | log-probs | update | total |", "|---|---|---|---|---|"]
+    names = {"trl": "TRL 1.16 GRPOTrainer", "mmrl": "mmrl", "naive": "mmrl, prompts not shared"}
+    for arm, name in names.items():
+        phases = " | ".join(f"{found['phases'][arm][p]['mean']:.3f}" for p in ("generation", "logprobs", "update"))
+        rows.append(f"| {name} | {phases} | {found['cpu_s_per_step'][arm]['mean']:.3f} |")
+    s = found["setting"]
+    text = (
+        f"TRL / mmrl: **{found['ratio_trl_over_mmrl']:.2f}** (median of {s['repeats']} repeats in turn, from "
+        f"{min(found['ratios']['values']):.2f} to {max(found['ratios']['values']):.2f}; `make bench`). {s['parameters'] / 1e6:.1f}M parameters, "
+        f"{s['image']}-pixel pictures, {s['prompts']} prompts x {s['group']} answers, {s['prompt_tokens']} + {s['new_tokens']} tokens, tower trained, "
+        "every group with spread, no feature cache, one thread."
+    )
+    return "\n".join([*rows, "", text])
+
+
+def main() -> None:
+    """Rewrite each block between its markers."""
+    text = README.read_text()
+    for name, file, render in (("digits", "digits", digits), ("trl", "vision_vs_trl", trl)):
+        path = RESULTS / f"{file}.json"
+        if path.exists():
+            block = f"<!-- figures: {name} -->\n{render(json.loads(path.read_text()))}\n<!-- /figures -->"
+            text = re.sub(rf"<!-- figures: {name} -->.*?<!-- /figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
