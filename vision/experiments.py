@@ -31,6 +31,20 @@ from vision.prompts import Prompt
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
 
 
+def existing_asset(name: str) -> str:
+    """Where the model `name` is.
+
+    Raises:
+        FileNotFoundError: it is one of mmrl's own small models, and is not there.
+    """
+    found = find_asset(name)
+    if name.startswith("assets/") and not Path(found).exists():
+        raise FileNotFoundError(
+            f"policy.model {name!r} is not there: make it with `mmrl warmup vision/warmup_{Path(name).name}`"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Pictures, their division, and what is asked about them. `hold_out: dev` evaluates on the dev split,
@@ -89,7 +103,7 @@ class Experiment(experiment.Experiment):
 
     def load_policy(self) -> VisionPolicy:
         """The policy that training starts from."""
-        return VisionPolicy.load(replace(self.policy, model=find_asset(self.policy.model)))
+        return VisionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
 
     def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
         """Examples to prompts of this model."""
