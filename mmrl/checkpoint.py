@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +32,22 @@ class SaveConfig:
             raise ValueError(f"save.every is {self.every} and save.keep is {self.keep}: give 1 or more")
 
 
+@dataclass
+class State:
+    """Everything about the past of a run that is not a weight, an optimiser moment or a generator."""
+
+    step: int = 0
+    cpu_s: float = 0.0
+    eval_cpu_s: float = 0.0
+    wall_s: float = 0.0
+    decisions: int = 0
+    samples: int = 0
+    collector: dict[str, object] = field(default_factory=dict)
+    eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
+    eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
+    parity: dict[str, float] = field(default_factory=dict)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the last complete one is untouched."""
 
@@ -48,27 +64,30 @@ def write_atomically(path: Path, text: str) -> None:
 
 def save(
     folder: Path,
-    step: int,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     generators: Mapping[str, torch.Tensor],
-    state: Mapping[str, object],
+    state: State,
     keep: int,
 ) -> Path:
-    """Write `folder`/step_<step> and point `latest` at it; then remove all but the last `keep`.
+    """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
     """
+    step = state.step
     final = folder / f"step_{step:06d}"
+    if latest(folder) == final:  # nothing has been trained since
+        return final
     aside = folder / f".writing_{step:06d}"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in folder.glob(".writing_*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         (aside / "policy").mkdir(parents=True)
         policy.save_pretrained(aside / "policy")
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(dict(generators), aside / "generators.pt")
-        write_atomically(aside / "state.json", json.dumps({"step": step, **state}, indent=1))
+        write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
         if final.exists():  # a run that was killed between the rename and `latest` comes by here again
             shutil.rmtree(final)
         os.replace(aside, final)
@@ -103,12 +122,9 @@ def latest(folder: Path) -> Path | None:
     return found if (found / "state.json").exists() else None
 
 
-def load(
-    found: Path, policy: Policy, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+def load(found: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
     """Put weights and optimiser state back in place; returns the state and the generator states."""
     policy.load_weights(found / "policy")
     optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
     generators = torch.load(found / "generators.pt", weights_only=True)
-    state: dict[str, object] = json.loads((found / "state.json").read_text())
-    return state, generators
+    return State(**json.loads((found / "state.json").read_text())), generators

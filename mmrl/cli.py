@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, ModuleNotFoundError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, ArithmeticError, ModuleNotFoundError, OSError, RuntimeError) as error:
         if os.environ.get("MMRL_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -187,9 +187,14 @@ def _names(kind: object) -> set[str]:
 
 
 def _hints(kind: type) -> dict[str, object]:
-    """Field name -> type of a dataclass. (Not of its whole class: interfaces import some types for checkers alone.)"""
-    own = types.SimpleNamespace(__annotations__={f.name: f.type for f in dataclasses.fields(kind)})
-    return typing.get_type_hints(own, vars(sys.modules[kind.__module__]))
+    """Field name -> type of a dataclass, each read in the module that wrote it down. (Not of the whole class:
+    interfaces import some types for checkers alone.)"""
+    found: dict[str, object] = {}
+    for owner in reversed(kind.__mro__):
+        if "__dataclass_fields__" in vars(owner):
+            own = types.SimpleNamespace(__annotations__=vars(owner).get("__annotations__", {}))
+            found |= typing.get_type_hints(own, vars(sys.modules[owner.__module__]))
+    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
 def _names_in(raw: object) -> set[str]:

@@ -135,9 +135,8 @@ class Runtime:
     def backward(self, policy: nn.Module, loss: Tensor) -> None:
         """Add the gradient of a loss that is a sum over ranks (DDP averages, hence the factor). Every trained
         parameter takes part with at least a zero, or DDP would leave the bucket of one that does not unreduced."""
-        if self.world > 1:
-            anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
-            loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
+        anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
+        loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
         self.accelerator.backward(loss * self.world)
 
     def clip_gradients(self, policy: nn.Module, max_norm: float) -> float:
@@ -173,6 +172,10 @@ class Runtime:
                 before = largest.get(name, -math.inf)
                 largest[name] = math.nan if math.isnan(number) or math.isnan(before) else max(number, before)
         return largest
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on some rank: what ends a loop must end it on all."""
+        return flag if self.world == 1 else any(gather_object([flag]))
 
     def from_main(self, text: str) -> str:
         """What the first rank passes, on every rank."""

@@ -186,8 +186,6 @@ def _check_rollout(name: str, rollout: Rollout) -> None:
         raise ContractError(f"{name}: Rollout.discounts of living decisions must be from 0 to 1")
     valid = rollout.alive.any(-1)
     for part, values in rollout.reward_parts.items():
-        if part not in rollout.applicable:
-            raise ContractError(f"{name}: Rollout.reward_parts has {part!r} and Rollout.applicable does not")
         if values.shape != valid.shape:
             raise ContractError(f"{name}: Rollout.reward_parts[{part!r}] needs one number per trajectory")
     sizes = torch.unique(rollout.group_ids, return_counts=True)[1]

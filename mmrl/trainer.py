@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from tqdm import tqdm
 
 from mmrl import checkpoint
 from mmrl.algorithm import Algorithm
-from mmrl.checkpoint import SaveConfig
+from mmrl.checkpoint import SaveConfig, State
 from mmrl.metrics import PARITY_LIMIT, MetricWriter, rollout_metrics
 from mmrl.run import RunFolder, peak_rss_mb
 from mmrl.runtime import Runtime, acting, evaluating
@@ -31,22 +31,6 @@ class Parts:
     algorithm: Algorithm
     reference: Policy | None = None
     primary_metric: str = "accuracy"
-
-
-@dataclass
-class State:
-    """Everything about the past of a run that is not a weight, an optimiser moment or a generator."""
-
-    step: int = 0
-    cpu_s: float = 0.0
-    eval_cpu_s: float = 0.0
-    wall_s: float = 0.0
-    decisions: int = 0
-    samples: int = 0
-    collector: dict[str, object] = field(default_factory=dict)
-    eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
-    eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
-    parity: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
@@ -94,14 +78,16 @@ class Trainer:
         writer = self._writer()
         if not self.state.eval_before:
             self.state.eval_before = self._evaluate(writer, self.state.step)
+        done = self.state.step >= self.train.steps or self._spent()
         with interruptible(self._stop), self._progress() as bar:
-            while self.state.step < self.train.steps and not self.stopped and not self._spent():
+            while not done and not self.stopped:
                 cpu, wall = time.process_time(), time.perf_counter()
                 metrics = self._step()
                 self.state.cpu_s += time.process_time() - cpu
                 self.state.wall_s += time.perf_counter() - wall
                 self._log(writer, metrics, bar)
-                done = self.state.step == self.train.steps or self._spent()
+                self.stopped = self.runtime.any_rank(self.stopped)
+                done = self.state.step >= self.train.steps or self._spent()
                 if self._due(self.evaluation.every) or done:
                     self.state.eval_after = self._evaluate(writer, self.state.step)
                 if self._due(self.saving.every) or done or self.stopped:
@@ -122,8 +108,8 @@ class Trainer:
             group["lr"] = lr
         with evaluating(self.policy):  # dropout would make the ratio noise
             metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
-        self._count(rollout)
         everyone = runtime.gather(rollout).rollout
+        self._count(everyone)
         return {
             **rollout_metrics(everyone),
             **metrics,
@@ -198,17 +184,15 @@ class Trainer:
             return
         self.state.collector, generators = position
         if self.runtime.is_main:
-            target, state = self.folder.checkpoints, asdict(self.state)
-            policy, keep = self.parts.policy, self.saving.keep
-            checkpoint.save(target, self.state.step, policy, self.optimizer, generators, state, keep)
+            target, policy, keep = self.folder.checkpoints, self.parts.policy, self.saving.keep
+            checkpoint.save(target, policy, self.optimizer, generators, self.state, keep)
         self.runtime.wait()
 
     def _restore(self) -> None:
         found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
         if found is None:
             return
-        state, generators = checkpoint.load(found, self.parts.policy, self.optimizer)
-        self.state = State(**state)  # type: ignore[arg-type]
+        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer)
         self.parts.collector.load_state_dict(self.state.collector)
         self.runtime.load_generator_states(generators)
 
@@ -221,7 +205,8 @@ class Trainer:
         return every is not None and self.state.step % every == 0
 
     def _spent(self) -> bool:
-        return self.train.cpu_budget_s is not None and self.state.cpu_s >= self.train.cpu_budget_s
+        budget = self.train.cpu_budget_s
+        return budget is not None and self.runtime.any_rank(self.state.cpu_s >= budget)
 
     def _progress(self) -> tqdm:
         off = not (self.logging.progress and self.runtime.is_main)

@@ -94,6 +94,11 @@ class Rollout:
             raise ValueError("Rollout.alive must be True up to the end of a trajectory and False after it")
         if (self.values is None) != (self.last_value is None):
             raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
+        if self.reward_parts.keys() != self.applicable.keys():
+            raise ValueError(
+                f"Rollout.reward_parts has {sorted(self.reward_parts)} and applicable has {sorted(self.applicable)}: "
+                "each part says where it applies"
+            )
         self._check_finite("logprobs", self.logprobs, self.mask)
         self._check_finite("rewards", self.rewards, self.alive)
         self._check_finite("discounts", self.discounts, self.alive)

@@ -7,6 +7,7 @@ weights + penalties + value loss, x scale, backward -> clip, step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -81,10 +82,25 @@ def update(
                 if not rollout.demonstration:
                     tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
             tally.add("update/loss", loss_sum, count=1 / runtime.world)
-            tally.add("update/grad_norm", runtime.clip_gradients(policy, config.max_grad_norm))
+            tally.add("update/grad_norm", finite_norm(runtime.clip_gradients(policy, config.max_grad_norm), batches))
             optimizer.step()
             optimizer.zero_grad()
     return {**tally.over_ranks(runtime), **credit_metrics(plan)}
+
+
+def finite_norm(norm: float, batches: list[Batch]) -> float:
+    """`norm`, if the step can be taken.
+
+    Raises:
+        FloatingPointError: the gradient is not finite; the weights are as they were before this step.
+    """
+    if not math.isfinite(norm):
+        largest = max(float(batch.advantages.abs().max()) for batch in batches)
+        raise FloatingPointError(
+            f"the gradient is not finite (norm {norm}, largest advantage {largest:.3g}): no step was taken; lower train.lr, "
+            "or look for extreme rewards in metrics.jsonl, then --resume from the last checkpoint"
+        )
+    return norm
 
 
 def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:

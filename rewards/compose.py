@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mmrl.types import RewardFunction, Samples, Scores
+from rewards.functions import Function, find_function
 
 
 class RewardError(ValueError):
@@ -16,10 +17,19 @@ class RewardError(ValueError):
 
 @dataclass(frozen=True)
 class Part:
-    """One reward of a sum."""
+    """One reward of a sum: a RewardFunction, or the dotted path of a plain Python function."""
 
-    use: RewardFunction
+    use: RewardFunction | str
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.use, str):
+            find_function(self.use)  # a misspelt one is found out before anything runs
+
+    @property
+    def function(self) -> RewardFunction:
+        """What scores samples."""
+        return Function(self.use) if isinstance(self.use, str) else self.use
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class WeightedSum(RewardFunction):
             raise ValueError("rewards is empty: give at least one, such as `accuracy: {use: rewards.text.AnswerMatch}`")
 
     def __call__(self, samples: Samples) -> Scores:
-        found = {name: checked(name, part.use, samples) for name, part in self.parts.items()}
+        found = {name: checked(name, part.function, samples) for name, part in self.parts.items()}
         values = torch.zeros(len(samples))
         applicable = torch.zeros(len(samples), dtype=torch.bool)
         for name, scores in found.items():
@@ -57,6 +67,11 @@ def checked(name: str, function: RewardFunction, samples: Samples) -> Scores:
             f"rewards.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "
             f"samples: {error}"
         ) from error
+    if not isinstance(scores, Scores):
+        raise RewardError(
+            f"rewards.{name} gave {type(scores).__name__}, not Scores: return mmrl.types.Scores, or name a plain "
+            "function by its dotted path"
+        )
     if scores.values.shape != (len(samples),) or scores.applicable.shape != (len(samples),):
         raise RewardError(
             f"rewards.{name} gave {tuple(scores.values.shape)} scores for {len(samples)} samples: "

@@ -103,7 +103,7 @@ def test_zero_spread_groups_is_a_share_of_groups() -> None:
 
 def test_rollout_where_everything_failed() -> None:
     nothing = torch.zeros(4, 2, dtype=torch.bool)
-    found = rollout_metrics(rollout().with_(alive=nothing, mask=nothing, reward_parts={}))
+    found = rollout_metrics(rollout().with_(alive=nothing, mask=nothing, reward_parts={}, applicable={}))
     assert found["rollout/failed_rows"] == 1.0
     assert all(math.isfinite(value) for value in found.values())
 

@@ -188,7 +188,6 @@ class Listed(RewardFunction):
         return [1.0] * len(samples)  # type: ignore[return-value]
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="compose.checked reads .values of whatever it is given")
 def test_a_reward_that_returns_no_scores_is_named() -> None:
     with pytest.raises(RewardError, match=r"rewards.mine .*Scores"):
         WeightedSum({"mine": Part(Listed())})(TWO)

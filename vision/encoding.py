@@ -30,15 +30,17 @@ class RefusedExample(ValueError):
 
 @dataclass
 class Encoder:
-    """Encodes each example once and remembers it."""
+    """Encodes examples, and remembers as many as `limit_mb` of memory holds."""
 
     processor: ProcessorMixin
     style: PromptStyle
     labels: tuple[str, ...]
     max_prompt_tokens: int = 4096
+    limit_mb: float = 2048.0
 
     def __post_init__(self) -> None:
         self._encoded: dict[str, Prompt] = {}
+        self._bytes = 0.0
         self._image_id: int | None = getattr(self.processor, "image_token_id", None)
         self._batches, self._verified = True, False
 
@@ -48,9 +50,16 @@ class Encoder:
         Raises:
             RefusedExample: its pictures cannot be read, or the prompt is longer than `max_prompt_tokens`.
         """
-        if example.id not in self._encoded:
-            self._encoded[example.id] = self._prompt(example, self._process([example]))
-        return self._encoded[example.id]
+        if example.id in self._encoded:
+            return self._encoded[example.id]
+        return self._remember(self._prompt(example, self._process([example])))
+
+    def _remember(self, prompt: Prompt) -> Prompt:
+        self._bytes += prompt.size()
+        self._encoded[prompt.id] = prompt
+        while self._bytes > self.limit_mb * 2**20 and len(self._encoded) > BATCH:
+            self._bytes -= self._encoded.pop(next(iter(self._encoded))).size()
+        return prompt
 
     def many(self, examples: Sequence[Example]) -> list[Prompt]:
         """The prompts of several examples. A call of a processor costs far more than an example in it, so
@@ -87,7 +96,10 @@ class Encoder:
         for example in examples:
             if not example.answer:
                 raise RefusedExample(f"{example.id}: the answer is empty")
-            content: list[dict[str, object]] = [{"type": "image", "image": image} for image in example.images]
+            try:
+                content: list[dict[str, object]] = [{"type": "image", "image": p} for p in example.pictures()]
+            except ValueError as error:
+                raise RefusedExample(f"{example.id}: {error}") from error
             content.append({"type": "text", "text": self.style.text(example, self.labels)})
             conversations.append([{"role": "user", "content": content}])
         try:
@@ -111,7 +123,7 @@ class Encoder:
                 return
         for example, part in zip(examples, parts, strict=True):
             with suppress(RefusedExample):  # said when it is asked for by itself
-                self._encoded[example.id] = self._prompt(example, part)
+                self._remember(self._prompt(example, part))
 
     def _prompt(self, example: Example, encoded: Mapping[str, Tensor]) -> Prompt:
         rest = {name: tensor for name, tensor in encoded.items() if name not in ("input_ids", "attention_mask")}

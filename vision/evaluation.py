@@ -91,7 +91,7 @@ class AnswerEvaluator(Evaluator):
         rows = []
         for number, example in enumerate(chosen):
             names = [f"{number:03d}_{i}.png" for i in range(len(example.images))]
-            for name, picture in zip(names, example.images, strict=True):
+            for name, picture in zip(names, example.pictures(), strict=True):
                 picture.save(folder / name)
             rows.append({
                 "id": example.id, "images": names, "prompt": self.encode.style.text(example, self.encode.labels),

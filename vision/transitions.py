@@ -23,6 +23,10 @@ class Prompt:
     vision: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values, image_grid_thw, ...
     image_key: str = ""  # the same for the same pixels
 
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for t in (self.tokens, *self.per_token.values(), *self.vision.values()))
+
     def to(self, device: torch.device) -> Prompt:
         """The same prompt on `device`."""
         return replace(

@@ -4,18 +4,21 @@ from vision.data.base import Example, Source, Split
 from vision.data.digits import Digits
 from vision.data.elpv import ELPV
 from vision.data.folder import HubDataset, ImageFolder
+from vision.data.jsonl import JSONL
 from vision.data.mixed import FewShotOfEach, Mixed
 from vision.data.openmoji import OpenMoji
-from vision.data.protocols import BaseToNew, CrossDataset, FewShot, Protocol
+from vision.data.protocols import BaseToNew, CrossDataset, FewShot, HeldOutFile, Protocol
 
 __all__ = [
     "ELPV",
+    "JSONL",
     "BaseToNew",
     "CrossDataset",
     "Digits",
     "Example",
     "FewShot",
     "FewShotOfEach",
+    "HeldOutFile",
     "HubDataset",
     "ImageFolder",
     "Mixed",

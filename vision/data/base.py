@@ -5,20 +5,44 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one or several pictures."""
+    """One question about one or several pictures. A picture that is given as a file is read when it is needed."""
 
     id: str
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image | Path, ...]
     question: str
     answer: str
     columns: Mapping[str, object] = field(default_factory=dict)
     """Any further column: it reaches rewards and metrics as a keyword argument."""
+
+    def pictures(self) -> list[Image.Image]:
+        """The pictures, decoded.
+
+        Raises:
+            ValueError: a file is missing or cannot be decoded; names it.
+        """
+        return [read_picture(image) if isinstance(image, Path) else image for image in self.images]
+
+
+def read_picture(file: Path) -> Image.Image:
+    """A picture, wholly decoded.
+
+    Raises:
+        ValueError: it is missing or cannot be decoded; names the file.
+    """
+    try:
+        with Image.open(file) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} is missing") from error
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        raise ValueError(f"{file} cannot be decoded ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from vision.data.base import Example, Source
+from vision.data.base import Example, Source, read_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -40,13 +38,12 @@ class ImageFolder(Source):
         for folder in classes:
             for file in sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURES):
                 try:
-                    picture = read_picture(file)
+                    read_picture(file)  # whether it can be decoded is found out now, not in step 300
                 except ValueError as error:
                     refused.append(str(error))
                     continue
-                found.append(
-                    Example(f"{folder.name}/{file.name}", (picture,), self.question, folder.name.replace("_", " "))
-                )
+                answer = folder.name.replace("_", " ")
+                found.append(Example(f"{folder.name}/{file.name}", (file,), self.question, answer))
         if refused:
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise ValueError(f"data.source.path: {'; '.join(refused[:5])}{more}: remove or replace them")
@@ -80,18 +77,3 @@ class HubDataset(Source):
             answer = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
             found.append(Example(f"{self.split}-{number}", (row[self.image].convert("RGB"),), self.question, answer))
         return found
-
-
-def read_picture(file: Path) -> Image.Image:
-    """A picture, wholly decoded.
-
-    Raises:
-        ValueError: it is missing or cannot be decoded; names the file.
-    """
-    try:
-        with Image.open(file) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} is missing") from error
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{file} cannot be decoded ({error})") from error

@@ -84,6 +84,40 @@ class CrossDataset(Protocol):
         return Split(split.demonstrations, split.pool, split.dev, split.evaluation, split.labels, transfer)
 
 
+@dataclass(frozen=True)
+class HeldOutFile(Protocol):
+    """Everything of the source is trained on; `held_out` is another source, which only evaluation reads. Answers may
+    be free text, so there are demonstrations only if `shots` says so."""
+
+    shots: int = 0
+    dev: int = 0
+    held_out: Source | None = None
+
+    def split(self, source: Source) -> Split:
+        if self.held_out is None:
+            raise ValueError("data.protocol.held_out is missing: name the source that evaluation reads")
+        order, evaluation = shuffled(source.examples(), self.seed), list(self.held_out.examples())
+        shared = {_content(example) for example in order} & {_content(example) for example in evaluation}
+        if shared:
+            raise ValueError(
+                f"{len(shared)} questions stand in both data.source and data.protocol.held_out, such as "
+                f"{min(shared)[:80]!r}: evaluating on what was trained on says nothing; take them out of one"
+            )
+        taken: dict[str, int] = {}
+        demonstrations, pool = [], []
+        for example in order[self.dev :]:
+            taken[example.answer] = taken.get(example.answer, 0) + 1
+            (demonstrations if taken[example.answer] <= self.shots else pool).append(example)
+        if not pool:
+            raise ValueError(f"data.protocol leaves nothing for RL of {len(order)} examples: lower dev or shots")
+        labels = tuple(sorted({example.answer for example in (*order, *evaluation)}))
+        return Split(demonstrations, pool[: self.pool], order[: self.dev], evaluation[: self.evaluation], labels)
+
+
+def _content(example: Example) -> str:
+    return f"{example.question} {[str(image) for image in example.images]}"
+
+
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
     """The examples in an order that depends on the seed alone."""
     return [examples[i] for i in np.random.default_rng(seed).permutation(len(examples))]

@@ -1,0 +1,84 @@
+"""Plain Python functions as rewards: no class, no import of ours.
+
+TRL's way: `def score(completions, answer, **columns) -> list[float | None]`, dataset columns as keyword arguments,
+None for "not applicable". DDPO's way: `def score(outputs, prompts, metadata) -> (numbers, info)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mmrl.types import RewardFunction, Samples, Scores
+
+DDPO = ["prompts", "metadata"]
+
+
+@dataclass(frozen=True)
+class Function(RewardFunction):
+    """The function at the dotted path `path`, such as `reward.score` for `score` in a reward.py beside the config.
+
+    Raises:
+        ValueError: it cannot be imported, or asks for a column that the data has not.
+    """
+
+    path: str
+
+    def __call__(self, samples: Samples) -> Scores:
+        function = find_function(self.path)
+        names = list(inspect.signature(function).parameters)
+        if names[1:3] == DDPO:
+            return as_scores(function(list(samples.outputs), _column(samples, "question"), _rows(samples))[0])
+        return as_scores(function(**self._arguments(function, samples)))
+
+    def _arguments(self, function: Callable[..., Any], samples: Samples) -> dict[str, object]:
+        given = {"completions": list(samples.outputs), **{n: list(c) for n, c in samples.columns.items()}}
+        given.setdefault("prompts", given.get("question", [""] * len(samples)))
+        parameters = inspect.signature(function).parameters.values()
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            wanted: dict[str, object] = dict(given)
+        else:
+            wanted = {p.name: given[p.name] for p in parameters if p.name in given}
+        missing = [p.name for p in parameters if p.default is p.empty and p.name not in wanted and p.kind not in (2, 4)]
+        if missing:
+            raise ValueError(f"{self.path} asks for {missing}, and the data has {sorted(given)}")
+        return wanted
+
+
+def find_function(path: str) -> Callable[..., Any]:
+    """The function at a dotted path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reward function {path!r} cannot be imported ({error}): put it beside the config or where you run"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"reward function {path!r} is {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def as_scores(numbers: object) -> Scores:
+    """Numbers, or None where a reward does not apply, as scores."""
+    listed = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)  # type: ignore[call-overload]
+    applicable = torch.tensor([number is not None for number in listed], dtype=torch.bool)
+    values = torch.tensor([0.0 if number is None else float(number) for number in listed], dtype=torch.float32)
+    return Scores(values, applicable)
+
+
+def _column(samples: Samples, name: str) -> Sequence[object]:
+    return list(samples.columns.get(name, [""] * len(samples)))
+
+
+def _rows(samples: Samples) -> list[dict[str, object]]:
+    return [{name: column[i] for name, column in samples.columns.items()} for i in range(len(samples))]
