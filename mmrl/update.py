@@ -97,8 +97,8 @@ def finite_norm(norm: float, batches: list[Batch]) -> float:
     if not math.isfinite(norm):
         largest = max(float(batch.advantages.abs().max()) for batch in batches)
         raise FloatingPointError(
-            f"the gradient is not finite (norm {norm}, largest advantage {largest:.3g}): no step was taken; lower train.lr, "
-            "or look for extreme rewards in metrics.jsonl, then --resume from the last checkpoint"
+            f"the gradient is not finite (norm {norm}, largest advantage {largest:.3g}): no step was taken; lower "
+            "train.lr, or look for extreme rewards in metrics.jsonl, then --resume from the last checkpoint"
         )
     return norm
 
