@@ -39,6 +39,8 @@ assets: setup
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
 	$(BIN)/python -m benchmarks.digits
+	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.readme
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

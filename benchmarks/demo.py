@@ -1,7 +1,7 @@
 """`make demo`: one small real model learns, beside its controls, on a laptop CPU.
 
 Trains No-Thinking-CLS-RL on handwritten digits from the shipped 4-shot start, then supervised learning with
-the same CPU seconds, then prints the table and writes the HTML report. A new folder each time.
+the same CPU seconds, then prints the table and writes the HTML report. The folder of the last demo is replaced.
 """
 
 from __future__ import annotations

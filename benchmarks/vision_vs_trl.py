@@ -65,7 +65,6 @@ def reward(completions, **_: object) -> list[float]:
 def run_mmrl(folder: Path, shared: bool) -> dict[str, object]:
     import torch
 
-    from mmrl import update as update_module
     from mmrl.advantages import GroupRelative
     from mmrl.aggregates import TokenMean
     from mmrl.algorithm import Algorithm
@@ -123,7 +122,6 @@ def run_mmrl(folder: Path, shared: bool) -> dict[str, object]:
         totals.append(time.process_time() - before)
         spent["update"] = totals[-1] - spent["generation"] - spent["logprobs"]
         phases.append(dict(spent))
-    assert update_module is not None
     return _result(totals, phases, sum(p.numel() for p in policy.parameters()))
 
 

@@ -119,12 +119,17 @@ def latest(folder: Path) -> Path | None:
     if not pointer.exists():
         return None
     found = folder / pointer.read_text().strip()
-    return found if (found / "state.json").exists() else None
+    if (found / "state.json").exists():
+        return found
+    complete = sorted(path.parent for path in folder.glob("step_*/state.json"))
+    if not complete:
+        raise CheckpointError(f"{pointer} names {found.name}, which is gone, and there is no other: start a new run")
+    return complete[-1]
 
 
 def load(found: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
     """Put weights and optimiser state back in place; returns the state and the generator states."""
     policy.load_weights(found / "policy")
-    optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
-    generators = torch.load(found / "generators.pt", weights_only=True)
+    optimizer.load_state_dict(torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
+    generators = torch.load(found / "generators.pt", map_location="cpu", weights_only=True)
     return State(**json.loads((found / "state.json").read_text())), generators

@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--row", type=int, default=0, help="which trajectory of a fresh rollout")
     inspect.set_defaults(run=_inspect)
 
-    listing = commands.add_parser("list", help="recipes, algorithms and rewards, with one line each")
+    listing = commands.add_parser("list", help="recipes and the parts of an algorithm, with one line each")
     listing.set_defaults(run=_list)
     return parser
 

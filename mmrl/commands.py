@@ -38,7 +38,7 @@ def train(config: str | None, overrides: Sequence[str], folder: Path | None, res
         run.refuse_existing()  # before a model is loaded
     parts = experiment.build(runtime)
     if not resume and runtime.is_main:
-        run.create(loaded.resolved)
+        run.create(loaded.resolved, loaded.folder)
     runtime.wait()
     trainer = Trainer(parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging)
     summary = trainer.fit(resume)
@@ -133,8 +133,11 @@ def inspect(target: str, row: int) -> str:
         found = parts.collector.collect(parts.policy, runtime.generator("collect"))
     if not 0 <= row < len(found):
         raise ConfigError(f"--row is {row} and the rollout has {len(found)} trajectories")
-    again = score(parts.policy, found, trainer.train.update.micro_rows)
-    credit = parts.algorithm.advantage(found).advantages if not parts.algorithm.needs_reference else found.logprobs * 0
+    micro_rows = trainer.train.update.micro_rows
+    again = score(parts.policy, found, micro_rows)
+    if parts.algorithm.needs_reference and parts.reference is not None:
+        found = found.with_(ref_logprobs=score(parts.reference, found, micro_rows))
+    credit = parts.algorithm.advantage(parts.algorithm.shape(found)).advantages
     lines = [
         f"trajectory {row} of {len(found)}, group {int(found.group_ids[row])}, reward {float(found.returns()[row]):.3f}"
     ]

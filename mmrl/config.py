@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import re
 import sys
 import types
@@ -34,6 +35,8 @@ class Loaded:
     """A config, checked and built."""
 
     experiment: Experiment
+    folder: Path
+    """Where its file is: code beside it can be imported."""
     resolved: str
     """YAML that reproduces it, overrides and defaults included."""
     recipe: str
@@ -73,7 +76,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     raw = read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
-    for folder in (str(Path.cwd()), str(path.resolve().parent)):
+    for folder in (str(Path.cwd()), *_code_folders(path)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
     recipe = str(raw.pop("recipe", path.stem))
@@ -91,7 +94,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     dumped = yaml.safe_load(parser.dump(parsed, skip_none=False))[SOURCE_CONFIG]
     dumped = dumped.get("init_args", dumped)
     header = {"experiment": _name_of(kind), "recipe": recipe}
-    return Loaded(experiment, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
+    return Loaded(experiment, path.resolve().parent, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
 
 
 def _experiment_class(name: object, path: Path) -> type[Experiment]:
@@ -117,6 +120,16 @@ def _experiment_class(name: object, path: Path) -> type[Experiment]:
     if not (isinstance(found, type) and issubclass(found, Experiment)):
         raise ConfigError(f"{path}: experiment {name!r} is not a mmrl.experiment.Experiment")
     return found
+
+
+def _code_folders(path: Path) -> list[str]:
+    """The folder of a config and, of a run's own copy, that of the config it was started with."""
+    folders = [str(path.resolve().parent)]
+    provenance = path.parent / "provenance.json"
+    if provenance.is_file():
+        started_from = json.loads(provenance.read_text()).get("config_folder")
+        folders += [started_from] if started_from else []
+    return folders
 
 
 def _check_sections(kind: type, raw: Mapping[str, object], prefix: str = "") -> None:

@@ -155,6 +155,6 @@ def _start_wandb(project: str, folder: Path):  # type: ignore[no-untyped-def]  #
         import wandb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"logging.wandb is {project!r} and wandb is not installed: `pip install wandb`, or remove the line"
+            f"logging.wandb_project is {project!r} and wandb is not installed: `pip install wandb`, or remove the line"
         ) from error
     return wandb.init(project=project, dir=str(folder), name=folder.name)

@@ -148,7 +148,7 @@ def findings(summary: Mapping[str, object]) -> list[str]:
         verdict = "the policy hardly looks at the picture" if close else "the answers depend on the picture"
         said.append(f"With another example's picture {primary} is {blind.value:.3f}, not {rl.value:.3f}: {verdict}.")
     difference = _mapping(summary.get("parity")).get("logprob_diff_max", 0.0)
-    if difference > PARITY_LIMIT:
+    if difference > PARITY_LIMIT and summary.get("precision", "float32") == "float32":
         what = "sampling and training may not compute the same policy, so every other figure is in doubt"
         said.append(f"Parity is {difference:.1e}, above the float32 limit {PARITY_LIMIT:.0e}: {what}.")
     return said

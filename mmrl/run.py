@@ -64,15 +64,17 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"
             )
 
-    def create(self, resolved: str) -> None:
-        """Make the folder and write what reproduces the run.
+    def create(self, resolved: str, config_folder: Path) -> None:
+        """Make the folder and write what reproduces the run, which was asked for by a file in `config_folder`.
 
         Raises:
             RunFolderError: it exists and holds a run.
         """
         self.refuse_existing()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(self.path / "provenance.json", json.dumps(provenance(), indent=1))
+        checkpoint.write_atomically(
+            self.path / "provenance.json", json.dumps({**provenance(), "config_folder": str(config_folder)}, indent=1)
+        )
         checkpoint.write_atomically(self.path / "config.yaml", resolved)
 
     def check_resumable(self, now: Mapping[str, object]) -> None:
@@ -125,7 +127,7 @@ def provenance() -> dict[str, object]:
         ["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "command": ["mmrl", *sys.argv[1:]],
+        "command": sys.orig_argv[1:],
         "commit": commit or None,
         "python": platform.python_version(),
         "versions": versions,

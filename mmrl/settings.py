@@ -34,6 +34,10 @@ class EvaluateConfig:
     every: int | None = 20
     samples: int = 12
 
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"evaluate.every is {self.every}: give 1 or more, or null for before and after alone")
+
 
 @dataclass(frozen=True)
 class LoggingConfig:

@@ -56,6 +56,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
         )
+        self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
         self.state = State()
         self.stopped = False
@@ -63,7 +64,7 @@ class Trainer:
     def _check(self) -> None:
         policy, algorithm = self.parts.policy, self.parts.algorithm
         if algorithm.needs_reference and self.parts.reference is None:
-            raise ValueError("the algorithm has a KL to the reference and there is no reference: set policy.reference")
+            raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
         windows = self.train.update.micro_steps is not None
         if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
             raise ValueError(
@@ -100,7 +101,8 @@ class Trainer:
         began = time.perf_counter()
         rollout = self._collect()
         if parts.algorithm.needs_reference and parts.reference is not None:
-            scored = score(parts.reference, rollout, self.train.update.micro_rows)
+            with runtime.accelerator.autocast():  # as the policy itself is scored
+                scored = score(parts.reference, rollout, self.train.update.micro_rows)
             rollout = rollout.with_(ref_logprobs=scored)
         collected = time.perf_counter()
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
@@ -231,6 +233,7 @@ class Trainer:
                 "samples_per_s": round(state.samples / max(state.wall_s, 1e-9), 2),
             },
             "peak_rss_mb": round(peak_rss_mb(), 1),
+            "precision": "bf16" if self.runtime.reduced_precision else "float32",
         }
         if writer is not None:
             writer.close()

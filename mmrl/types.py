@@ -63,7 +63,6 @@ class Rollout:
     applicable: Mapping[str, Tensor] = field(default_factory=dict)  # part -> (B,) bool
     decision_size: int = 1  # dimensions of one decision, for parity per dimension
     demonstration: bool = False
-    policy_version: int = 0
 
     def __post_init__(self) -> None:
         shape = self.logprobs.shape
@@ -172,6 +171,9 @@ class Policy(nn.Module, abc.ABC):
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
         """Score the decisions `steps` (b, t) of `transitions` (b)."""
 
+    def weights_changed(self) -> None:
+        """Called after every optimiser step."""
+
     @abc.abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write what `from_pretrained` of the library this model comes from can load."""
@@ -216,7 +218,6 @@ class Scores:
     values: Tensor  # (N,) float32, 0 where not applicable
     applicable: Tensor  # (N,) bool
     parts: Mapping[str, Scores] = field(default_factory=dict)
-    step_values: Tensor | None = None  # (N, T)
 
 
 class RewardFunction(abc.ABC):

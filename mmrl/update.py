@@ -39,6 +39,8 @@ class UpdateConfig:
         for name in ("epochs", "minibatches", "micro_rows"):
             if vars(self)[name] < 1:
                 raise ValueError(f"update.{name} is {vars(self)[name]}: give 1 or more")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"update.max_grad_norm is {self.max_grad_norm}: give more than 0, 1 is usual")
         if self.micro_steps is not None and self.micro_steps < 1:
             raise ValueError(f"update.micro_steps is {self.micro_steps}: give 1 or more, or null for all steps at once")
 

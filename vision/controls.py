@@ -7,6 +7,7 @@ at every learning rate listed; the best on the dev split is evaluated on the hel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,6 +30,13 @@ class SFTConfig:
     weight_decay: float = 0.05
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        if not self.lrs or min(self.lrs) <= 0 or self.workers < 1 or self.rows < 1:
+            raise ValueError(
+                f"sft.lrs is {self.lrs}, sft.rows {self.rows}, sft.workers {self.workers}: give at least one rate, "
+                "and 1 or more rows and workers"
+            )
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -44,6 +52,8 @@ class Arm:
 
     def run(self) -> dict[str, object]:
         """Train for the budget; accuracy on dev, then all figures on the held-out split."""
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)  # a control is one process, whatever launched the run
         runtime = Runtime(self.runtime, self.seed)
         parts = self.build(runtime, self.all_labels, "dev")
         train = TrainConfig(steps=UNBOUNDED, lr=self.lr, weight_decay=self.config.weight_decay, cpu_budget_s=self.cpu_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import batched
 
 import torch
@@ -19,6 +19,9 @@ from transformers import ProcessorMixin
 from vision.data.base import Example
 from vision.prompts import Prompt as PromptStyle
 from vision.transitions import Prompt
+
+OTHER_PICTURE = "|picture of "
+"""Stands in the id of an example with another one's picture; what is asked stays that of the first."""
 
 BATCH = 32
 """Examples that go through a processor together."""
@@ -76,20 +79,27 @@ class Encoder:
         Raises:
             RefusedExample: names every bad example with its reason.
         """
-        for chunk in batched(examples, BATCH):
-            with suppress(RefusedExample):  # said below, one by one
-                self.many(chunk)
         refused = []
-        for example in examples:
+        for chunk in batched(examples, BATCH):
             try:
-                self(example)
-            except RefusedExample as error:
-                refused.append(str(error))
+                self.many(chunk)
+            except RefusedExample:
+                refused += self._refusals(chunk)
         if refused:
             more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
             raise RefusedExample(
                 f"{len(refused)} of {len(examples)} examples are refused: {'; '.join(refused[:5])}{more}"
             )
+
+    def _refusals(self, examples: Sequence[Example]) -> list[str]:
+        """What is wrong with each of these, one by one."""
+        said = []
+        for example in examples:
+            try:
+                self(example)
+            except RefusedExample as error:
+                said.append(str(error))
+        return said
 
     def _process(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         conversations = []
@@ -100,7 +110,7 @@ class Encoder:
                 content: list[dict[str, object]] = [{"type": "image", "image": p} for p in example.pictures()]
             except ValueError as error:
                 raise RefusedExample(f"{example.id}: {error}") from error
-            content.append({"type": "text", "text": self.style.text(example, self.labels)})
+            content.append({"type": "text", "text": self.style.text(asked(example), self.labels)})
             conversations.append([{"role": "user", "content": content}])
         try:
             encoded = self.processor.apply_chat_template(
@@ -163,8 +173,13 @@ def divide(encoded: Mapping[str, Tensor], pictures: Sequence[int]) -> list[dict[
         else:
             return None
         for part, piece in zip(parts, pieces, strict=True):
-            part[name] = piece
+            part[name] = piece.clone()  # a view would keep the whole batch in memory
     return parts
+
+
+def asked(example: Example) -> Example:
+    """The example whose question it is."""
+    return replace(example, id=example.id.split(OTHER_PICTURE)[0])
 
 
 def _same(one: Prompt, other: Prompt) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Samples
 from rewards.text import AnswerMatch
 from vision.collector import as_samples
 from vision.data.base import Example, Source
-from vision.encoding import Encoder
+from vision.encoding import OTHER_PICTURE, Encoder
 from vision.policy import VisionPolicy
 from vision.sampling import draw, texts
 
@@ -27,7 +27,8 @@ class AnswerEvaluator(Evaluator):
     """Accuracy of greedy answers, and controls:
 
     - `accuracy_sampled`: at temperature 1, which is what RL sees;
-    - `accuracy_image_shuffled`: each question with another example's picture: what is known without looking;
+    - `accuracy_image_shuffled`: each question with the picture of an example of another answer: what is known
+      without looking (one that looks is wrong almost every time);
     - `format`: share of greedy answers in the asked form;
     - `thought_agrees`: share of thoughts that can be parsed and fit the answer given, right or wrong;
     - `accuracy_<set>`: on transfer sets.
@@ -47,8 +48,7 @@ class AnswerEvaluator(Evaluator):
         found["accuracy_sampled"] = self._accuracy(
             self.examples, self.answers(policy, self.examples, self.encode, generator)
         )
-        turned = [*self.examples[1:], *self.examples[:1]]
-        blind = [_with_pictures_of(example, other) for example, other in zip(self.examples, turned, strict=True)]
+        blind = with_other_pictures(self.examples)
         found["accuracy_image_shuffled"] = self._accuracy(blind, self.answers(policy, blind, self.encode, None))
         if self.form is not None:
             scores = self.form(as_samples(self.examples, greedy))
@@ -101,5 +101,11 @@ class AnswerEvaluator(Evaluator):
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
-def _with_pictures_of(example: Example, other: Example) -> Example:
-    return Example(f"{example.id}|{other.id}", other.images, example.question, example.answer, example.columns)
+def with_other_pictures(examples: Sequence[Example]) -> list[Example]:
+    """Each example with the pictures of the next one that has another answer (the next one, if none has)."""
+    found = []
+    for number, example in enumerate(examples):
+        others = [*examples[number + 1 :], *examples[:number]]
+        other = next((o for o in others if o.answer != example.answer), others[0] if others else example)
+        found.append(replace(example, id=f"{example.id}{OTHER_PICTURE}{other.id}", images=other.images))
+    return found

@@ -95,6 +95,10 @@ class Experiment(experiment.Experiment):
         policy = self.load_policy()
         encode = self.encoder(policy)
         encode.check([*split.pool, *self.data.held_out()])
+        if self.controls == "all" and not split.demonstrations:
+            raise ValueError(
+                "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
+            )
         collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime)
         reference = policy.reference() if self.algorithm.needs_reference else None
         if reference is not None:
@@ -114,7 +118,8 @@ class Experiment(experiment.Experiment):
         """Held-out evaluation of this experiment."""
         form = next((part.use for part in self.rewards.values() if isinstance(part.use, TagFormat)), None)
         transfer = {}
-        for name, examples in self.data.split.transfer.items():
+        held_out = self.data.split.transfer if self.data.hold_out == "evaluation" else {}
+        for name, examples in held_out.items():
             labels = tuple(sorted({example.answer for example in examples}))
             transfer[name] = (examples, replace(encode, labels=labels))
         return AnswerEvaluator(
@@ -127,6 +132,7 @@ class Experiment(experiment.Experiment):
         mine = replace(self, data=data)
         split, policy = data.split, self.load_policy()
         encode = mine.encoder(policy)
+        encode.check([*split.demonstrations, *(split.pool if all_labels else ()), *data.held_out()])
         examples = [*split.demonstrations, *(split.pool if all_labels else ())]
         thoughts = thoughts_of(data.source, examples)
         collector = DemonstrationCollector(examples, thoughts, [encode], self.sft.rows, runtime)

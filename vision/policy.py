@@ -62,6 +62,13 @@ class PolicyConfig:
     cache_features: bool = True
     cache_features_mb: float = 2048.0
 
+    def __post_init__(self) -> None:
+        if self.gradient_checkpointing and self.reuse_prefill:
+            raise ValueError(
+                "policy.gradient_checkpointing and policy.reuse_prefill exclude each other: one runs prompts again to "
+                "save memory, the other keeps them to save time; set one to false"
+            )
+
 
 class VisionPolicy(Policy):
     """A model and its processor; a decision is the next token of an answer.
@@ -173,6 +180,9 @@ class VisionPolicy(Policy):
         places = torch.tensor([names.index(name) for name in wanted], device=self.banned.device)
         return prefilled.for_rows(places[transitions.prompt_index])
 
+    def weights_changed(self) -> None:
+        self._kept = None  # fused optimisers write weights without telling `_version`
+
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight is written to."""
         return tuple(parameter._version for parameter in self.parameters())
@@ -263,7 +273,7 @@ def _trainable(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel 
 
 def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:
     size = getattr(processor.image_processor, "size", None)
-    if size is None or "longest_edge" not in size:
+    if size is None or "longest_edge" not in size or size.get("shortest_edge") is None:
         raise ValueError(
             f"policy.max_pixels is {max_pixels}, and {type(processor.image_processor).__name__} does not bound "
             "pictures by their number of pixels: remove the line, and set the size in the processor's own config"

@@ -22,11 +22,23 @@ class Prompt(abc.ABC):
     template: str = "{question}{choices}{suffix}"
     suffix: str = ""
 
+    def __post_init__(self) -> None:
+        if self.choices is not None and self.choices < 2:
+            raise ValueError(f"data.prompt.choices is {self.choices}: give 2 or more, or null to ask openly")
+
     def text(self, example: Example, labels: tuple[str, ...]) -> str:
-        """What is asked about the pictures of `example`."""
+        """What is asked about the pictures of `example`.
+
+        Raises:
+            ValueError: the template asks for a column that the example has not.
+        """
         listed = f"\n[{', '.join(self.options(example, labels))}]" if self.choices is not None else ""
-        columns = {name: value for name, value in example.columns.items() if isinstance(value, str)}
-        return self.template.format(**columns, question=example.question, choices=listed, suffix=self.suffix)
+        own = {"question": example.question, "choices": listed, "suffix": self.suffix}
+        try:
+            return self.template.format(**{**example.columns, **own})
+        except (KeyError, IndexError) as error:
+            known = sorted({*example.columns, *own})
+            raise ValueError(f"data.prompt.template asks for {error}, and {example.id} has {known}") from error
 
     def options(self, example: Example, labels: tuple[str, ...]) -> list[str]:
         """The closed list of an example: always the same for the same example."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,11 @@ class Protocol(abc.ABC):
     pool: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("shots", "evaluation", "dev"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"data.protocol.{name} is {vars(self)[name]}: give 0 or more")
+
     @abc.abstractmethod
     def split(self, source: Source) -> Split:
         """Divide `source`."""
@@ -33,7 +39,8 @@ class FewShot(Protocol):
     """All classes, a few labelled examples of each."""
 
     def split(self, source: Source) -> Split:
-        return _divide(source.examples(), self, shuffled(source.examples(), self.seed))
+        examples = source.examples()
+        return _divide(examples, self, shuffled(examples, self.seed))
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class CrossDataset(Protocol):
     def split(self, source: Source) -> Split:
         if not self.others:
             raise ValueError("data.protocol.others is empty: name at least one other source to transfer to")
-        split = _divide(source.examples(), self, shuffled(source.examples(), self.seed))
+        examples = source.examples()
+        split = _divide(examples, self, shuffled(examples, self.seed))
         transfer = {
             name: shuffled(other.examples(), self.seed)[: self.evaluation] for name, other in self.others.items()
         }
@@ -115,7 +123,8 @@ class HeldOutFile(Protocol):
 
 
 def _content(example: Example) -> str:
-    return f"{example.question} {[str(image) for image in example.images]}"
+    pictures = [hashlib.sha1(p.tobytes(), usedforsecurity=False).hexdigest() for p in example.pictures()]
+    return f"{example.question} {pictures}"
 
 
 def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -125,6 +134,10 @@ def shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
 
 def _divide(examples: Sequence[Example], protocol: Protocol, order: Sequence[Example]) -> Split:
     labels = tuple(dict.fromkeys(sorted({example.answer for example in examples})))
+    if not labels:
+        raise ValueError(
+            "data.source holds no example: is it the right path, and are its pictures .png, .jpg, .webp or .bmp?"
+        )
     if len(labels) < 2:
         raise ValueError(f"data.source has one class, {labels[0]!r}: classification needs at least two")
     evaluation = list(order[: protocol.evaluation])
