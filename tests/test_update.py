@@ -686,7 +686,7 @@ def test_windows_are_refused_where_they_cannot_be() -> None:
 
 
 def test_a_kl_without_a_reference_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ValueError, match="there is no reference"):
+    with pytest.raises(ValueError, match="gave no reference policy"):
         trained(toy(), 1, ALGORITHMS["kl"])
 
 
