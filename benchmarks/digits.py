@@ -30,7 +30,8 @@ def run(method: str, seed: int, start: str | None, name: str) -> dict:
         status = mmrl(["train", RECIPES[method], *overrides, "--run", str(folder), *resume])
         if status:
             raise SystemExit(status)
-    return json.loads((folder / "summary.json").read_text())
+    provenance = json.loads((folder / "provenance.json").read_text())
+    return {**json.loads((folder / "summary.json").read_text()), "commit": provenance["commit"]}
 
 
 def second_start() -> str:
@@ -72,6 +73,7 @@ def figures(summaries: list[dict]) -> dict[str, object]:
         "logprob_diff_max": max(s["parity"]["logprob_diff_max"] for s in summaries),
         "held_out": summaries[0]["eval_after"]["accuracy"]["n"],
         "steps": summaries[0]["steps"],
+        "commits": sorted({str(s["commit"]) for s in summaries}),
     }
 
 

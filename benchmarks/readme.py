@@ -71,7 +71,7 @@ def trl(found: dict) -> str:
         f"TRL / mmrl: **{found['ratio_trl_over_mmrl']:.2f}** (median of {s['repeats']} repeats in turn, from "
         f"{min(found['ratios']['values']):.2f} to {max(found['ratios']['values']):.2f}; `make bench`). {s['parameters'] / 1e6:.1f}M parameters, "
         f"{s['image']}-pixel pictures, {s['prompts']} prompts x {s['group']} answers, {s['prompt_tokens']} + {s['new_tokens']} tokens, tower trained, "
-        "every group with spread, no feature cache, one thread."
+        "every group with spread, no feature cache, one thread, `policy.reuse_prefill`."
     )
     return "\n".join([*rows, "", text])
 
