@@ -13,7 +13,7 @@ from mmrl.config import ConfigError, load
 from mmrl.types import Samples
 from rewards.compose import Part, RewardError, WeightedSum
 from rewards.functions import Function
-from vision.data import JSONL, HeldOutFile
+from vision.data import JSONL, HeldOutFile, HubDataset
 from vision.encoding import BATCH, Encoder
 from vision.prompts import Direct
 
@@ -139,3 +139,18 @@ def test_encoded_prompts_stay_within_their_memory(tmp_path_factory):
     for one, other in zip(encode.many(examples), plain.many(examples), strict=True):
         assert torch.equal(one.tokens, other.tokens)
         assert one.image_key == other.image_key
+
+
+def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageColumn
+
+    pictures = [Image.new("RGB", (8, 8), (i * 60, 0, 0)) for i in range(3)]
+    features = Features({"picture": ImageColumn(), "kind": ClassLabel(names=["cat", "dog"])})
+    rows = {"picture": pictures, "kind": [0, 1, 0]}
+    Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
+    found = HubDataset(str(tmp_path / "set"), image="picture", label="kind", question="What?").examples()
+    assert [e.answer for e in found] == ["cat", "dog", "cat"]
+    assert found[1].pictures()[0].getpixel((0, 0)) == (60, 0, 0)
+    with pytest.raises(ValueError, match="has no column 'image'; it has"):
+        HubDataset(str(tmp_path / "set")).examples()
