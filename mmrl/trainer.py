@@ -152,8 +152,8 @@ class Trainer:
             writer.write(self.state.step, metrics)
         shown = {"reward": "rollout/reward_mean", "kl": "update/kl", "moved": "update/approx_kl"}
         shown |= {"entropy": "rollout/entropy", "zero": "rollout/zero_spread_groups"}
-        postfix = {short: f"{metrics[name]:.3g}" for short, name in shown.items() if name in metrics}
-        bar.set_postfix(postfix)
+        postfix = {short: f"{metrics[name]:.3g}" for short, name in shown.items() if abs(metrics.get(name, 0.0)) > 1e-9}
+        bar.set_postfix(postfix, refresh=False)
         bar.update()
 
     def evaluate(self) -> dict[str, Estimate]:
