@@ -42,7 +42,6 @@ def train(config: str | None, overrides: Sequence[str], folder: Path | None, res
     runtime.wait()
     trainer = Trainer(parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging)
     summary = trainer.fit(resume)
-    runtime.close()
     if not runtime.is_main:
         return 0
     if trainer.stopped:

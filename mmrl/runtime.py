@@ -184,12 +184,6 @@ class Runtime:
         agreed: list[str] = broadcast_object_list([text])
         return agreed[0]
 
-    def close(self) -> None:
-        """Leave the other ranks together; without it a process may abort in a background thread at its end."""
-        if self.world > 1:
-            self.wait()
-            self.accelerator.end_training()
-
     def wait(self) -> None:
         """Wait for all ranks."""
         self.accelerator.wait_for_everyone()

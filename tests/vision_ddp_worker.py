@@ -38,7 +38,6 @@ def main(model: str, rollout_file: str, output: str, lora: bool) -> None:
     if runtime.is_main:
         moved = {n: before[n] - p.detach() for n, p in policy.named_parameters() if p.requires_grad}
         torch.save({"gradients": moved, "world": runtime.world}, output)
-    runtime.close()
 
 
 if __name__ == "__main__":
