@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -37,7 +38,8 @@ def main(model: str, rollout_file: str, output: str, lora: bool) -> None:
     update(wrapped, rollout, algorithm, prepared, runtime, UpdateConfig(micro_rows=4, max_grad_norm=1e9))
     if runtime.is_main:
         moved = {n: before[n] - p.detach() for n, p in policy.named_parameters() if p.requires_grad}
-        torch.save({"gradients": moved, "world": runtime.world}, output)
+        torch.save({"gradients": moved, "world": runtime.world}, f"{output}.part")
+        os.replace(f"{output}.part", output)
 
 
 if __name__ == "__main__":
