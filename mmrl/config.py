@@ -176,11 +176,10 @@ def _explain(error: Exception, kind: type, raw: Mapping[str, object]) -> str:
         return re.sub(r"<class '([\w.]+)'>", r"\1", text)
     owners = re.findall(r"given class_path '([\w.]+)'", text)
     key = unknown[-1]
-    top = _fields_of(kind)
     known = _fields_of(_import(owners[-1])) if owners else sorted(_names(kind) | _names_in(raw))
     misspelt = key.split(".")[-1]
     if not owners and "." in key and key.split(".")[0] not in known:
-        known, misspelt = top, key.split(".")[0]
+        known, misspelt = _fields_of(kind), key.split(".")[0]
     near = difflib.get_close_matches(misspelt, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
     return f"unknown key {key!r}{f' of {owners[-1]}' if owners else ''}: {hint}"

@@ -6,6 +6,7 @@
 | rollout/length_mean | living decisions a trajectory |
 | rollout/zero_spread_groups | share of groups whose rewards are all the same: nothing to learn from |
 | rollout/entropy | mean entropy of the policy where it acted |
+| rollout/failed_rows, rollout/truncated | shares: of trajectories that failed; of decisions in answers cut by the length limit |
 | reward/<part> | mean of one part of the reward, before its weight |
 | update/loss, grad_norm, lr, active_rows | one optimiser step (mean over the steps of an update) |
 | update/approx_kl, ratio_max, clip_frac_low, clip_frac_high | how far the policy moved from the one that acted |
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mmrl.checkpoint import write_atomically
-from mmrl.masked import group_sizes, group_spread, masked_mean, masked_sum
+from mmrl.masked import group_sizes, group_varies, masked_mean, masked_sum
 from mmrl.runtime import Runtime
 from mmrl.types import Estimate, Rollout
 
@@ -68,14 +69,14 @@ class Tally:
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Metrics of a rollout of all ranks."""
     valid, rewards = rollout.alive.any(-1), rollout.returns()
-    spread = group_spread(rewards, valid, rollout.group_ids) <= 1e-6 * (1 + rewards.abs())
+    same = ~group_varies(rewards, valid, rollout.group_ids)
     share = 1 / group_sizes(valid, rollout.group_ids).clamp(min=1)
     counted = share * valid
     metrics = {
         "rollout/reward_mean": float(masked_mean(rewards, valid)),
         "rollout/reward_std": float(rewards[valid].std(correction=0)) if bool(valid.any()) else 0.0,
         "rollout/length_mean": float(masked_mean(rollout.alive.sum(-1).float(), valid)),
-        "rollout/zero_spread_groups": float((spread * counted).sum() / counted.sum().clamp(min=1e-9)),
+        "rollout/zero_spread_groups": float((same * counted).sum() / counted.sum().clamp(min=1e-9)),
         "rollout/failed_rows": float((~valid).float().mean()),
     }
     for name, values in rollout.stats.items():

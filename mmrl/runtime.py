@@ -20,7 +20,7 @@ from mmrl.types import Policy, Rollout, Transitions
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where and how to compute. `device` auto takes an accelerator if there is one; `precision` auto is
+    """Where and how to compute. `device` auto takes CUDA if there is any; `precision` auto is
     bf16 autocast where the device has it, with trainable weights in float32 always; `threads` is the
     number of CPU threads of one process (null: torch's default)."""
 

@@ -105,7 +105,8 @@ def with_other_pictures(examples: Sequence[Example]) -> list[Example]:
     """Each example with the pictures of the next one that has another answer (the next one, if none has)."""
     found = []
     for number, example in enumerate(examples):
-        others = [*examples[number + 1 :], *examples[:number]]
-        other = next((o for o in others if o.answer != example.answer), others[0] if others else example)
+        following = (examples[(number + step) % len(examples)] for step in range(1, len(examples)))
+        next_one = examples[(number + 1) % len(examples)]
+        other = next((o for o in following if o.answer != example.answer), next_one)
         found.append(replace(example, id=f"{example.id}{OTHER_PICTURE}{other.id}", images=other.images))
     return found

@@ -48,7 +48,7 @@ class LoRA:
 class PolicyConfig:
     """Which model, and what of it is trained. `shared_prefix` auto falls back to the naive path, and says
     so, on architectures without a plain key-value cache. `gradient_checkpointing` recomputes activations
-    in the backward pass: less memory, about a third more time. `reuse_prefill` keeps the run of the prompts
+    in the backward pass: less memory, more time. `reuse_prefill` keeps the run of the prompts
     of sampling, with its gradient, for the first use in the update: the activations of all prompts of a step
     stay in memory, and each prompt runs once a step instead of twice."""
 
@@ -98,13 +98,13 @@ class VisionPolicy(Policy):
         )
 
     @staticmethod
-    def load(config: PolicyConfig, folder: str | None = None) -> VisionPolicy:
-        """The model `config.model`, a hub name or a folder (`folder` overrides it), in float32.
+    def load(config: PolicyConfig) -> VisionPolicy:
+        """The model `config.model`, a hub name or a folder, in float32.
 
         Raises:
             ValueError: it is neither a folder that holds a model nor the name of one.
         """
-        name = folder or config.model
+        name = config.model
         try:
             processor = AutoProcessor.from_pretrained(name)
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)

@@ -62,7 +62,7 @@ class TokenTransitions(Transitions):
         return len(self.completions)
 
 
-def collate(prompts: Sequence[Prompt], pad_id: int, with_vision: bool = True) -> dict[str, Tensor]:
+def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
     """Model inputs of P prompts, padded on the left: input_ids, attention_mask, ... (P, L), and pixels."""
     longest = max(len(prompt.tokens) for prompt in prompts)
 
@@ -75,9 +75,8 @@ def collate(prompts: Sequence[Prompt], pad_id: int, with_vision: bool = True) ->
     }
     for name in prompts[0].per_token:
         inputs[name] = torch.stack([left(p.per_token[name], 0) for p in prompts])
-    if with_vision:
-        for name in {name: None for p in prompts for name in p.vision}:
-            inputs[name] = _join([p.vision[name] for p in prompts if name in p.vision])
+    for name in {name: None for p in prompts for name in p.vision}:
+        inputs[name] = _join([p.vision[name] for p in prompts if name in p.vision])
     return inputs
 
 
