@@ -47,10 +47,10 @@ def train(config: str | None, overrides: Sequence[str], folder: Path | None, res
     if trainer.stopped:
         print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
         return 130
-    return _finish(loaded, run, summary, runtime, parts)
+    return _finish(loaded, run, summary, runtime)
 
 
-def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime: Runtime, parts: object) -> int:
+def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime: Runtime) -> int:
     experiment = loaded.experiment
     before = _cpu_of_children()
     summary = {
@@ -79,7 +79,7 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
     """Make a base policy."""
     loaded = load(config, overrides)
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
-    section = read_yaml_section(loaded, "warmup")
+    section = yaml.safe_load(loaded.resolved).get("warmup") or {}
     target = output or Path(str(section.get("output", "warmup")))
     target.mkdir(parents=True, exist_ok=True)
     summary = loaded.experiment.run_warmup(runtime, target)
@@ -89,12 +89,6 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
             print(f"{name}: accuracy {figures['accuracy']['value']:.3f}")
     print(f"saved to {target}")
     return 0
-
-
-def read_yaml_section(loaded: Loaded, name: str) -> dict[str, object]:
-    """One top-level mapping of the resolved config."""
-    section = yaml.safe_load(loaded.resolved).get(name)
-    return section if isinstance(section, dict) else {}
 
 
 def _prepared(target: str, overrides: Sequence[str]) -> tuple[Runtime, Trainer]:

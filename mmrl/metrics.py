@@ -6,7 +6,8 @@
 | rollout/length_mean | living decisions a trajectory |
 | rollout/zero_spread_groups | share of groups whose rewards are all the same: nothing to learn from |
 | rollout/entropy | mean entropy of the policy where it acted |
-| rollout/failed_rows, rollout/truncated | shares: of trajectories that failed; of decisions in answers cut by the length limit |
+| rollout/failed_rows | share of trajectories that failed |
+| rollout/truncated | share of decisions that are in answers cut by the length limit |
 | reward/<part> | mean of one part of the reward, before its weight |
 | update/loss, grad_norm, lr, active_rows | one optimiser step (mean over the steps of an update) |
 | update/approx_kl, ratio_max, clip_frac_low, clip_frac_high | how far the policy moved from the one that acted |

@@ -102,18 +102,6 @@ class RunFolder:
         """Write summary.json."""
         checkpoint.write_atomically(self.path / "summary.json", json.dumps(summary, indent=1))
 
-    def read_summary(self) -> dict[str, object]:
-        """Read summary.json.
-
-        Raises:
-            RunFolderError: the run has not finished.
-        """
-        path = self.path / "summary.json"
-        if not path.exists():
-            raise RunFolderError(f"{self.path} has no summary.json: the run has not finished; continue with --resume")
-        found: dict[str, object] = json.loads(path.read_text())
-        return found
-
 
 def provenance() -> dict[str, object]:
     """Versions, machine and commit."""

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mmrl import checkpoint
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig, State
-from mmrl.metrics import PARITY_LIMIT, MetricWriter, rollout_metrics
+from mmrl.metrics import PARITY_LIMIT, MetricWriter
 from mmrl.run import RunFolder, peak_rss_mb
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import score
@@ -110,10 +110,8 @@ class Trainer:
             group["lr"] = lr
         with evaluating(self.policy):  # dropout would make the ratio noise
             metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
-        everyone = runtime.gather(rollout).rollout
-        self._count(everyone)
+        self._count(rollout)
         return {
-            **rollout_metrics(everyone),
             **metrics,
             "update/lr": lr,
             "time/collect": collected - began,
@@ -133,9 +131,11 @@ class Trainer:
             raise
 
     def _count(self, rollout: Rollout) -> None:
+        own = {"decisions": float(rollout.mask.sum()), "samples": float(len(rollout))}
+        everyone = self.runtime.sum_over_ranks(own)
         self.state.step += 1
-        self.state.decisions += int(rollout.mask.sum())
-        self.state.samples += len(rollout)
+        self.state.decisions += int(everyone["decisions"])
+        self.state.samples += int(everyone["samples"])
 
     def _log(self, writer: MetricWriter | None, metrics: dict[str, float], bar: tqdm) -> None:
         found = {name: value for name, value in metrics.items() if name.startswith("parity/")}

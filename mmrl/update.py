@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmrl.algorithm import Algorithm, Credit
 from mmrl.masked import masked_max, masked_sum
-from mmrl.metrics import Tally
+from mmrl.metrics import Tally, rollout_metrics
 from mmrl.regularisers.kl import k3
 from mmrl.runtime import Ledger, Runtime
 from mmrl.scoring import last_decision, score
@@ -68,7 +68,8 @@ def update(
     if runtime.reduced_precision and not rollout.demonstration:
         recomputed = score(policy, rollout, config.micro_rows)
         rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
-    plan = make_plan(runtime.gather(rollout), algorithm)
+    ledger = runtime.gather(rollout)
+    plan = make_plan(ledger, algorithm)
     tally = Tally()
     for epoch in range(config.epochs):
         for number, rows in enumerate(minibatches(plan, config, runtime)):
@@ -87,7 +88,7 @@ def update(
             tally.add("update/grad_norm", finite_norm(runtime.clip_gradients(policy, config.max_grad_norm), batches))
             optimizer.step()
             optimizer.zero_grad()
-    return {**tally.over_ranks(runtime), **credit_metrics(plan)}
+    return {**rollout_metrics(ledger.rollout), **tally.over_ranks(runtime), **credit_metrics(plan)}
 
 
 def finite_norm(norm: float, batches: list[Batch]) -> float:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from mmrl.surrogates import PPOClip
 from mmrl.trainer import Parts
 from mmrl.types import Rollout
 from mmrl.update import UpdateConfig, make_plan, update
+from tests.launching import on_two_processes
 from tests.test_update import ALGORITHMS, Recorder, prepared, rows_of, toy
 from tests.toy import ToyExperiment, ToyPolicyConfig, ToyTransitions, toy_config
 
@@ -137,30 +136,12 @@ class TwoExperiment(ToyExperiment):
         return super().build(runtime)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     config = toy_config(folder, 4, ("runtime: {device: cpu}", f"results: {folder}"))
     config.write_text(config.read_text().replace("tests.toy.ToyExperiment", "tests.test_two_processes.TwoExperiment"))
-    options = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *options, "--main_process_port", str(free_port())]
-    command = [*launch, "-m", "mmrl", "train", config.name, "--run", "run"]
+    command = on_two_processes("-m", "mmrl", "train", config.name, "--run", "run")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr[:3000]

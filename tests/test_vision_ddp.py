@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.launching import on_two_processes
 from tests.test_vision_policy import drawn_from, load
 from tests.tiny_vlms import make
 
@@ -38,22 +39,8 @@ def setting(tmp_path_factory):
 def launch(processes: int, folder: Path, file: Path, kind: str) -> dict:
     output = folder / f"{kind}_{processes}.pt"
     worker = [str(ROOT / "tests" / "vision_ddp_worker.py"), str(folder), str(file), str(output), kind]
-    # not --cpu, with which accelerate 1.15 starts a single process unless there is an MPI
-    options = [
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    port = ["--main_process_port", str(20000 + os.getpid() % 20000)]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *port]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, *worker] if processes > 1 else [sys.executable, *worker]
+    command = on_two_processes(*worker) if processes > 1 else [sys.executable, *worker]
     errors = folder / f"{kind}_{processes}.log"
     with errors.open("w") as log:  # gloo's threads may abort or hang while a process ends: what counts is the file
         ran = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
