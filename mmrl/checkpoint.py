@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any moment: written aside, renamed into place, `latest` last.
 
-checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}    checkpoints/latest
+checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}    checkpoints/latest, best
 
 Tensors beside the weights are read with `weights_only=True`: a checkpoint can hold no code.
 """
@@ -22,10 +22,14 @@ from mmrl.types import Policy
 
 @dataclass(frozen=True)
 class SaveConfig:
-    """A checkpoint `every` so many steps (null: only at the end), of which the last `keep` stay."""
+    """A checkpoint `every` so many steps (null: only at the end), of which the last `keep` stay. `best` names a
+    logged metric: the checkpoint with its highest value (`lowest: true`: its lowest) at an evaluation stays too, as
+    checkpoints/best."""
 
     every: int | None = 20
     keep: int = 2
+    best: str | None = None
+    lowest: bool = False
 
     def __post_init__(self) -> None:
         if self.keep < 1 or (self.every is not None and self.every < 1):
@@ -46,6 +50,13 @@ class State:
     eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
     eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)
+    watched: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each stop rule remembers."""
+    stopped_by: str = ""
+    keep_best: bool = False
+    best_step: int | None = None
+    best_value: float = 0.0
+    best_eval: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class CheckpointError(RuntimeError):
@@ -100,14 +111,26 @@ def save(
             f"the checkpoint of step {step} could not be written to {folder} ({error}); "
             f"{f'{kept.name} is complete' if kept else 'no earlier one exists'}: free some disk, then --resume"
         ) from error
-    _prune(folder, final.name, keep)
+    best = None if state.best_step is None else f"step_{state.best_step:06d}"
+    _link_best(folder, best)
+    _prune(folder, final.name, keep, best)
     return final
 
 
-def _prune(folder: Path, newest: str, keep: int) -> None:
-    """Remove all but the last `keep` up to `newest`, and what a run that was killed left beyond it."""
+def _link_best(folder: Path, best: str | None) -> None:
+    """checkpoints/best, for people; mmrl itself reads the newest state."""
+    if best is not None and (folder / best).exists():
+        aside = folder / ".best"
+        with contextlib.suppress(OSError):  # a file system without links
+            aside.unlink(missing_ok=True)
+            aside.symlink_to(best)
+            os.replace(aside, folder / "best")
+
+
+def _prune(folder: Path, newest: str, keep: int, best: str | None) -> None:
+    """Remove all but `best` and the last `keep` up to `newest`, and what a run that was killed left beyond it."""
     names = sorted(path.name for path in folder.glob("step_*"))
-    kept = [name for name in names if name <= newest][-keep:]
+    kept = {*[name for name in names if name <= newest][-keep:], best}
     for name in names:
         if name not in kept:
             shutil.rmtree(folder / name)

@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+WHICH = "latest, best or a step; default: the result of the run"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    _add_before(commands)
     train = commands.add_parser("train", help="train a policy by reinforcement learning")
     train.add_argument("config", nargs="?", help="a YAML file, or a recipe such as vision/cls_rl")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=50 seed=1")
@@ -57,8 +61,38 @@ def _parser() -> argparse.ArgumentParser:
         "--run", dest="folder", type=Path, metavar="DIR", help="the run folder (runs/<recipe>/<time>_seed<k>)"
     )
     train.add_argument("--resume", action="store_true", help="continue --run, or the newest run")
+    train.add_argument(
+        "--from",
+        dest="origin",
+        type=Path,
+        metavar="RUN",
+        help="a new run from the weights of this one",
+    )
     train.set_defaults(run=_train)
 
+    _add_runs(commands)
+    _add_looking(commands)
+    return parser
+
+
+Commands = Any  # argparse has no public name for what add_subparsers gives
+
+
+def _add_before(commands: Commands) -> None:
+    """What comes before training."""
+    init = commands.add_parser("init", help="a folder of one's own: config.yaml, reward.py, example data")
+    init.add_argument("domain", help="vision")
+    init.add_argument("folder", type=Path, metavar="DIR")
+    init.set_defaults(run=_init)
+
+    check = commands.add_parser("check", help="before spending: real samples, rewards, memory, time and disk")
+    check.add_argument("config", help="a YAML file, or a recipe such as vision/cls_rl")
+    check.add_argument("overrides", nargs="*", metavar="key=value")
+    check.set_defaults(run=_check)
+
+
+def _add_runs(commands: Commands) -> None:
+    """What runs a policy."""
     warmup = commands.add_parser("warmup", help="make the base policy that RL improves")
     warmup.add_argument("config")
     warmup.add_argument("overrides", nargs="*", metavar="key=value")
@@ -68,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="held-out evaluation of a run or of a config's start")
     evaluate.add_argument("target", metavar="RUN|CONFIG")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value")
+    evaluate.add_argument("--checkpoint", metavar="WHICH", help=WHICH)
     evaluate.set_defaults(run=_evaluate)
 
     rollout = commands.add_parser("rollout", help="generate or simulate only: samples, rewards, throughput")
@@ -76,6 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     rollout.add_argument("--output", type=Path, default=Path("rollout"), metavar="DIR")
     rollout.set_defaults(run=_rollout)
 
+    export = commands.add_parser("export", help="the result of a run as other tools load it, with a model card")
+    export.add_argument("target", metavar="RUN", type=Path)
+    export.add_argument("--to", type=Path, required=True, metavar="DIR")
+    export.add_argument("--checkpoint", metavar="WHICH", help=WHICH)
+    export.add_argument("--merge", action="store_true", help="put the adapter into the weights")
+    export.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights written")
+    export.set_defaults(run=_export)
+
+
+def _add_looking(commands: Commands) -> None:
+    """What only looks."""
     report = commands.add_parser("report", help="one HTML page of one or several runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) run")
@@ -88,13 +134,16 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="recipes and the parts of an algorithm, with one line each")
     listing.set_defaults(run=_list)
-    return parser
 
 
 def _train(options: argparse.Namespace) -> int:
     from mmrl.commands import train
 
-    return train(options.config, options.overrides, options.folder, options.resume)
+    if options.resume and options.origin:
+        raise ValueError(
+            "--resume and --from exclude each other: one goes on in the same folder, the other starts a new one"
+        )
+    return train(options.config, options.overrides, options.folder, options.resume, options.origin)
 
 
 def _warmup(options: argparse.Namespace) -> int:
@@ -106,7 +155,28 @@ def _warmup(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from mmrl.commands import evaluate
 
-    print(json.dumps(evaluate(options.target, options.overrides), indent=1))
+    print(json.dumps(evaluate(options.target, options.overrides, options.checkpoint), indent=1))
+    return 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from mmrl.starting import init
+
+    print(init(options.domain, options.folder))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from mmrl.check import check
+
+    check(options.config, options.overrides)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from mmrl.export import export
+
+    print(export(options.target, options.to, options.checkpoint, options.merge, options.dtype))
     return 0
 
 

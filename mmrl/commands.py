@@ -21,11 +21,16 @@ from mmrl.trainer import Trainer
 from mmrl.yaml_files import ConfigError, flatten, read_yaml
 
 
-def train(config: str | None, overrides: Sequence[str], folder: Path | None, resume: bool) -> int:
-    """Train, run the controls, write summary and report. Returns the exit status."""
+def train(
+    config: str | None, overrides: Sequence[str], folder: Path | None, resume: bool, origin: Path | None = None
+) -> int:
+    """Train, run the controls, write summary and report. Returns the exit status. `origin` is a run whose weights a
+    new run starts from."""
     if resume:
         folder = folder or RunFolder.newest(Path(config).stem if config else None)
         config = config or str(folder / "config.yaml")
+    if config is None and origin is not None:
+        config = str(origin / "config.yaml")
     if config is None:
         raise ConfigError("which config? `mmrl train vision/cls_rl`, or `mmrl train --resume` for the newest run")
     loaded = load(config, overrides)
@@ -36,15 +41,20 @@ def train(config: str | None, overrides: Sequence[str], folder: Path | None, res
         run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
     elif runtime.is_main:
         run.refuse_existing()  # before a model is loaded
+    start = RunFolder(origin).checkpoint() if origin is not None else run.forked_from() if resume else None
     parts = experiment.build(runtime)
+    if start is not None:
+        parts.policy.load_weights(start / "policy")
     if not resume and runtime.is_main:
-        run.create(loaded.resolved, loaded.folder)
+        run.create(loaded.resolved, loaded.folder, start)
     runtime.wait()
-    trainer = Trainer(parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging)
+    trainer = Trainer(
+        parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging, experiment.stop
+    )
     summary = trainer.fit(resume)
     if not runtime.is_main:
         return 0
-    if trainer.stopped:
+    if trainer.interrupted:
         print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
         return 130
     return _finish(loaded, run, summary, runtime)
@@ -66,6 +76,9 @@ def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime:
     summary |= {"controls": found, "controls_cpu_s": round(_cpu_of_children() - before, 2)}
     run.write_summary(summary)
     print_table(summary)
+    if "stopped_by" in summary:
+        kept = f"; the result is the best checkpoint, of step {summary['kept_step']}" if "kept_step" in summary else ""
+        print(f"stopped at step {summary['steps']}, since {summary['stopped_by']}{kept}")
     print(f"report: {write_report([run.path])}")
     return 0
 
@@ -91,24 +104,22 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
     return 0
 
 
-def _prepared(target: str, overrides: Sequence[str]) -> tuple[Runtime, Trainer]:
-    """A trainer at the newest checkpoint of a run, or at a config's start."""
+def prepared(target: str, overrides: Sequence[str], which: str | None = None) -> tuple[Loaded, Runtime, Trainer]:
+    """A trainer at a checkpoint of a run (`which` as in RunFolder.checkpoint), or at a config's start."""
     folder = Path(target)
     is_run = (folder / "config.yaml").is_file()
     loaded = load(str(folder / "config.yaml") if is_run else target, overrides)
+    found = RunFolder(folder).checkpoint(which) if is_run else None
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
     trainer = Trainer(loaded.experiment.build(runtime), loaded.experiment.train, runtime)
-    found = checkpoint.latest(folder / "checkpoints") if is_run else None
-    if is_run and found is None:
-        raise ConfigError(f"{target} has no checkpoint yet: continue it with `mmrl train --run {target} --resume`")
     if found is not None:
         checkpoint.load(found, trainer.parts.policy, trainer.optimizer)
-    return runtime, trainer
+    return loaded, runtime, trainer
 
 
-def evaluate(target: str, overrides: Sequence[str]) -> dict[str, object]:
-    """Held-out figures of a run's newest checkpoint or a config's start."""
-    _, trainer = _prepared(target, overrides)
+def evaluate(target: str, overrides: Sequence[str], which: str | None = None) -> dict[str, object]:
+    """Held-out figures of a checkpoint of a run or of a config's start."""
+    _, _, trainer = prepared(target, overrides, which)
     return {name: dataclasses.asdict(estimate) for name, estimate in trainer.evaluate().items()}
 
 
@@ -121,7 +132,7 @@ def rollout(config: str, overrides: Sequence[str], output: Path) -> dict[str, ob
 
 def inspect(target: str, row: int) -> str:
     """One trajectory of a fresh rollout as a table: recorded and re-scored log-prob, reward, credit."""
-    runtime, trainer = _prepared(target, ())
+    _, runtime, trainer = prepared(target, ())
     parts = trainer.parts
     with acting(parts.policy):
         found = parts.collector.collect(parts.policy, runtime.generator("collect"))

@@ -79,7 +79,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     for folder in (str(Path.cwd()), *_code_folders(path)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    recipe = str(raw.pop("recipe", path.stem))
+    recipe, imports = str(raw.pop("recipe", path.stem)), raw.pop("imports", [])
+    _run_imports(imports, path)
     kind = _experiment_class(raw.pop("experiment", None), path)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{SOURCE_CONFIG}", type=kind)
@@ -93,8 +94,22 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         raise ConfigError(f"{path}: {_explain(error, kind, raw)}") from error
     dumped = yaml.safe_load(parser.dump(parsed, skip_none=False))[SOURCE_CONFIG]
     dumped = dumped.get("init_args", dumped)
-    header = {"experiment": _name_of(kind), "recipe": recipe}
+    header = {"experiment": _name_of(kind), "recipe": recipe} | ({"imports": imports} if imports else {})
     return Loaded(experiment, path.resolve().parent, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
+
+
+def _run_imports(names: object, path: Path) -> None:
+    """Import the modules under `imports:`, which register environments, models or data sets of the user's own."""
+    if not isinstance(names, list):
+        raise ConfigError(f"{path}: imports is {names!r}: give a list of modules, such as [my_lab.tasks]")
+    for name in names:
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            raise ConfigError(
+                f"{path}: imports names {name!r}, which cannot be imported ({error}): put it beside the config or "
+                "where you run"
+            ) from error
 
 
 def _experiment_class(name: object, path: Path) -> type[Experiment]:

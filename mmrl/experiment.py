@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # `mmrl --help` must answer without importing torch
@@ -12,7 +13,48 @@ if TYPE_CHECKING:  # `mmrl --help` must answer without importing torch
     from mmrl.checkpoint import SaveConfig
     from mmrl.runtime import Runtime, RuntimeConfig
     from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+    from mmrl.stopping import StopRule
     from mmrl.trainer import Parts
+    from mmrl.types import Collector, Policy, Rollout
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One output of the policy on a training example, as `mmrl check` shows it."""
+
+    id: str
+    prompt: str
+    output: str
+    expected: str
+    right: bool
+    """Whether it is as good as it can be: a right answer, a success."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a domain tells `mmrl check` about a rollout of its own training data."""
+
+    rollout: Rollout
+    tried: Sequence[Tried]  # B, in the order of the rollout's rows
+    figures: Mapping[str, float]
+    """Shares by name, `accuracy` or `success_rate` first."""
+    data: str
+    """How much data there is, in words."""
+    largest: Collector
+    """Collects the samples that need most memory."""
+    largest_name: str
+    evaluation_s: float
+    """Seconds that one evaluation of the whole held-out set takes, from a part of it."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, for the model card."""
+
+    library: str
+    """Of the hub: transformers, peft, diffusers, lerobot."""
+    usage: str
+    """Python that loads it without mmrl."""
 
 
 class Experiment(abc.ABC):
@@ -25,6 +67,7 @@ class Experiment(abc.ABC):
     train: TrainConfig
     evaluate: EvaluateConfig
     save: SaveConfig
+    stop: tuple[StopRule, ...]
     logging: LoggingConfig
 
     @abc.abstractmethod
@@ -42,6 +85,23 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         """Rollouts without training, written to `output`; returns throughput and rewards."""
+
+    def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
+        """A rollout for `mmrl check`, with everything about it that the core cannot know."""
+        raise ValueError(f"experiment {self.domain!r} has no `try_out`, which `mmrl check` needs")
+
+    def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
+        """Write `policy` so that other tools load it; `merge` puts an adapter into the weights.
+
+        Raises:
+            ValueError: it cannot be written like that.
+        """
+        raise ValueError(f"experiment {self.domain!r} has no `export`: its checkpoints hold what its policy saves")
+
+    @staticmethod
+    def write_example(folder: Path) -> None:
+        """Write the data that the config of `mmrl init` reads."""
+        raise ValueError(f"there is no example to write into {folder}: copy a recipe of `mmrl list` instead")
 
     @property
     @abc.abstractmethod

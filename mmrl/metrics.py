@@ -97,6 +97,16 @@ def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:
     return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
+def mean_of(values: Tensor, applicable: Tensor, z: float = 1.96) -> Estimate:
+    """Mean of the applicable values (N,) with its 95 % interval: Wilson's for 0 or 1, else the normal one."""
+    kept = values[applicable].double()
+    if bool(((kept == 0) | (kept == 1)).all()):
+        return wilson(float(kept.sum()), len(kept))
+    half = z * float(kept.std()) / math.sqrt(len(kept)) if len(kept) > 1 else math.inf
+    mean = float(kept.mean())
+    return Estimate(mean, mean - half, mean + half, len(kept))
+
+
 class MetricWriter:
     """`metrics.jsonl` and TensorBoard always; Weights & Biases when asked for and installed.
 

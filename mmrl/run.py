@@ -20,7 +20,7 @@ from mmrl import checkpoint
 from mmrl.yaml_files import flatten, read_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
-RESUMABLE = ("train.steps", "save", "evaluate", "logging", "controls")
+RESUMABLE = ("train.steps", "save", "evaluate", "logging", "stop", "controls")
 """Keys that may differ from the run's own when it is resumed."""
 
 
@@ -38,6 +38,29 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
+
+    def checkpoint(self, which: str | None = None) -> Path:
+        """The checkpoint that `which` means: "latest", "best" or a step; None is the one that the run kept as its
+        result.
+
+        Raises:
+            RunFolderError: there is no such checkpoint.
+        """
+        newest = checkpoint.latest(self.checkpoints)
+        if newest is None:
+            raise RunFolderError(f"{self.path} has no checkpoint yet: continue it with `mmrl train --run DIR --resume`")
+        state = json.loads((newest / "state.json").read_text())
+        if which is None:
+            which = "best" if state.get("keep_best") else "latest"
+        step = state.get("best_step") if which == "best" else which
+        found = self.checkpoints / f"step_{int(step):06d}" if str(step).isdigit() else None
+        if which == "latest":
+            found = newest
+        if found is None or not (found / "state.json").exists():
+            steps = sorted(int(path.parent.name[5:]) for path in self.checkpoints.glob("step_*/state.json"))
+            more = "; save.best was not set" if which == "best" and step is None else ""
+            raise RunFolderError(f"{self.path} has no checkpoint {which!r}{more}: there are latest and {steps}")
+        return found
 
     @staticmethod
     def default_path(recipe: str, seed: int) -> Path:
@@ -64,18 +87,33 @@ class RunFolder:
                 f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"
             )
 
-    def create(self, resolved: str, config_folder: Path) -> None:
-        """Make the folder and write what reproduces the run, which was asked for by a file in `config_folder`.
+    def create(self, resolved: str, config_folder: Path, forked_from: Path | None = None) -> None:
+        """Make the folder and write what reproduces the run, which was asked for by a file in `config_folder` and
+        starts from the weights of the checkpoint `forked_from`.
 
         Raises:
             RunFolderError: it exists and holds a run.
         """
         self.refuse_existing()
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_atomically(
-            self.path / "provenance.json", json.dumps({**provenance(), "config_folder": str(config_folder)}, indent=1)
-        )
+        about = {**provenance(), "config_folder": str(config_folder)}
+        if forked_from is not None:
+            about["forked_from"] = str(forked_from.resolve())
+        checkpoint.write_atomically(self.path / "provenance.json", json.dumps(about, indent=1))
         checkpoint.write_atomically(self.path / "config.yaml", resolved)
+
+    def forked_from(self) -> Path | None:
+        """The checkpoint whose weights this run started from, while it is needed: until the run has its own.
+
+        Raises:
+            RunFolderError: it is gone.
+        """
+        if checkpoint.latest(self.checkpoints) is not None or not (self.path / "provenance.json").exists():
+            return None
+        found = json.loads((self.path / "provenance.json").read_text()).get("forked_from")
+        if found is not None and not Path(found, "policy").is_dir():
+            raise RunFolderError(f"{self.path} started from {found}, which is gone, and has no checkpoint of its own")
+        return None if found is None else Path(found)
 
     def check_resumable(self, now: Mapping[str, object]) -> None:
         """Compare the resolved config of the run with `now`, both flattened to dotted keys.
@@ -95,7 +133,8 @@ class RunFolder:
         if changed:
             raise RunFolderError(
                 f"{self.path} was started with another config ({'; '.join(changed[:5])}): "
-                f"only {', '.join(RESUMABLE)} may change on --resume; start a new run for the rest"
+                f"only {', '.join(RESUMABLE)} may change on --resume; for the rest start a new run from its "
+                f"weights: `mmrl train --from {self.path} key=value`"
             )
 
     def write_summary(self, summary: Mapping[str, object]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmrl.schedules import Constant, Schedule
+from mmrl.types import RewardFunction
 from mmrl.update import UpdateConfig
 
 
@@ -28,11 +29,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Held-out evaluation before, after, and `every` so many steps between (null: never between).
-    `samples` of them are written for people to look at."""
+    """Held-out evaluation before, after, and `every` so many steps between (null: never between). `samples` of them
+    are written for people to look at. `metrics` are measured beside the domain's own, and never trained on: reward
+    functions or dotted paths of plain functions, by name. `by` names a column of the data: the first figure is then
+    also given for each of its values."""
 
     every: int | None = 20
     samples: int = 12
+    metrics: dict[str, RewardFunction | str] = field(default_factory=dict)
+    by: str | None = None
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,10 +14,12 @@ from mmrl import checkpoint
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig, State
 from mmrl.metrics import PARITY_LIMIT, MetricWriter
-from mmrl.run import RunFolder, peak_rss_mb
+from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import score
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.stopping import StopRule, Watch
+from mmrl.summary import summarise
 from mmrl.terminal import interruptible
 from mmrl.types import Collector, Estimate, Evaluator, Policy, Rollout
 from mmrl.update import update
@@ -45,10 +49,12 @@ class Trainer:
         evaluate: EvaluateConfig | None = None,
         save: SaveConfig | None = None,
         logging: LoggingConfig | None = None,
+        stop: Sequence[StopRule] = (),
     ) -> None:
         self.parts, self.train, self.runtime, self.folder = parts, train, runtime, folder
         self.evaluation, self.saving = evaluate or EvaluateConfig(), save or SaveConfig()
         self.logging = logging or LoggingConfig()
+        self.watch = Watch(tuple(stop), self.saving)
         self._check()
         parts.policy.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
@@ -59,7 +65,7 @@ class Trainer:
         self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
         self.state = State()
-        self.stopped = False
+        self.interrupted = False
 
     def _check(self) -> None:
         policy, algorithm = self.parts.policy, self.parts.algorithm
@@ -73,29 +79,48 @@ class Trainer:
             )
 
     def fit(self, resume: bool = False) -> dict[str, object]:
-        """Train to the last step; returns the summary, which is also written to the run folder."""
+        """Train to the last step, or until a rule stops it; returns the summary."""
         if resume:
             self._restore()
         writer = self._writer()
         if not self.state.eval_before:
-            self.state.eval_before = self._evaluate(writer, self.state.step)
-        done = self.state.step >= self.train.steps or self._spent()
+            line = self._evaluate(writer)
+            self.state.eval_before = self.state.eval_after
+            self.watch.look(self.state, line)
+            if self.watch.note_best(self.state, line):
+                self._save(self._position())
+        done = self._done()
         with interruptible(self._stop), self._progress() as bar:
-            while not done and not self.stopped:
+            while not done and not self.interrupted:
                 cpu, wall = time.process_time(), time.perf_counter()
-                metrics = self._step()
+                metrics = self.step()
                 self.state.cpu_s += time.process_time() - cpu
                 self.state.wall_s += time.perf_counter() - wall
                 self._log(writer, metrics, bar)
-                self.stopped = self.runtime.any_rank(self.stopped)
-                done = self.state.step >= self.train.steps or self._spent()
-                if self._due(self.evaluation.every) or done:
-                    self.state.eval_after = self._evaluate(writer, self.state.step)
-                if self._due(self.saving.every) or done or self.stopped:
+                if self.state.step == 1:
+                    self.watch.check_names(self.state, metrics)
+                self.interrupted = self.runtime.any_rank(self.interrupted)
+                evaluated = self._due(self.evaluation.every) or self._done()
+                if evaluated:
+                    metrics |= self._evaluate(writer)
+                done = self.watch.look(self.state, metrics) or self._done()
+                if done and not evaluated:
+                    metrics |= self._evaluate(writer)
+                better = self.watch.note_best(self.state, metrics)
+                if better or self._due(self.saving.every) or done or self.interrupted:
                     self._save(self._position())
-        return self._finish(writer)
+        if self.state.keep_best:
+            self._return_to_best()
+        if writer is not None:
+            writer.close()
+        return summarise(self.state, self.parts.primary_metric, self.runtime)
 
-    def _step(self) -> dict[str, float]:
+    def _done(self) -> bool:
+        budget = self.train.cpu_budget_s
+        spent = budget is not None and self.runtime.any_rank(self.state.cpu_s >= budget)
+        return self.state.step >= self.train.steps or spent
+
+    def step(self) -> dict[str, float]:
         """One RL step, top to bottom."""
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
@@ -161,21 +186,23 @@ class Trainer:
         with acting(self.parts.policy), self.runtime.accelerator.autocast():
             return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
 
-    def _evaluate(self, writer: MetricWriter | None, step: int) -> dict[str, dict[str, float]]:
-        before = time.process_time()
-        found = self.evaluate()
+    def _evaluate(self, writer: MetricWriter | None) -> dict[str, float]:
+        """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
+        before, step = time.process_time(), self.state.step
+        own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
+        found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
+        line = {f"eval/{name}": e["value"] for name, e in found.items()}
         if writer is not None and self.folder is not None:
-            line = {f"eval/{name}": e.value for name, e in found.items()}
-            line |= {f"eval/{name}/low": e.low for name, e in found.items()}
-            line |= {f"eval/{name}/high": e.high for name, e in found.items()}
-            writer.write(step, line)
+            ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
+            writer.write(step, line | ends)
             target = self.folder.path / "samples" / f"step_{step:06d}"
             with acting(self.parts.policy), self.runtime.accelerator.autocast():
                 generator = self.runtime.fresh_generator("samples")
                 self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
         self.runtime.wait()
         self.state.eval_cpu_s += time.process_time() - before
-        return {name: asdict(estimate) for name, estimate in found.items()}
+        self.state.eval_after = found
+        return line
 
     def _position(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
         """Where the collector and every generator stand."""
@@ -186,8 +213,8 @@ class Trainer:
             return
         self.state.collector, generators = position
         if self.runtime.is_main:
-            target, policy, keep = self.folder.checkpoints, self.parts.policy, self.saving.keep
-            checkpoint.save(target, policy, self.optimizer, generators, self.state, keep)
+            target, policy = self.folder.checkpoints, self.parts.policy
+            checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep)
         self.runtime.wait()
 
     def _restore(self) -> None:
@@ -195,6 +222,7 @@ class Trainer:
         if found is None:
             return
         self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer)
+        self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.collector.load_state_dict(self.state.collector)
         self.runtime.load_generator_states(generators)
 
@@ -206,35 +234,16 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _spent(self) -> bool:
-        budget = self.train.cpu_budget_s
-        return budget is not None and self.runtime.any_rank(self.state.cpu_s >= budget)
+    def _return_to_best(self) -> None:
+        """Make the best checkpoint the result of the run."""
+        if self.folder is not None and self.state.best_step is not None:
+            self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
+            self.parts.policy.weights_changed()
+            self.state.eval_after = self.state.best_eval
 
     def _progress(self) -> tqdm:
         off = not (self.logging.progress and self.runtime.is_main)
         return tqdm(total=self.train.steps, initial=self.state.step, disable=off, unit="step")
 
     def _stop(self) -> None:
-        self.stopped = True
-
-    def _finish(self, writer: MetricWriter | None) -> dict[str, object]:
-        state = self.state
-        summary: dict[str, object] = {
-            "steps": state.step,
-            "wall_s": round(state.wall_s, 2),
-            "cpu_s": round(state.cpu_s, 2),
-            "eval_cpu_s": round(state.eval_cpu_s, 2),
-            "eval_before": state.eval_before,
-            "eval_after": state.eval_after or state.eval_before,
-            "primary_metric": self.parts.primary_metric,
-            "parity": state.parity,
-            "throughput": {
-                "decisions_per_s": round(state.decisions / max(state.wall_s, 1e-9), 1),
-                "samples_per_s": round(state.samples / max(state.wall_s, 1e-9), 2),
-            },
-            "peak_rss_mb": round(peak_rss_mb(), 1),
-            "precision": "bf16" if self.runtime.reduced_precision else "float32",
-        }
-        if writer is not None:
-            writer.close()
-        return summary
+        self.interrupted = True

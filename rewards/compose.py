@@ -52,8 +52,8 @@ class WeightedSum(RewardFunction):
         return Scores(values, applicable, found)
 
 
-def checked(name: str, function: RewardFunction, samples: Samples) -> Scores:
-    """The scores of `function`, if there is one finite number per sample.
+def checked(name: str, function: RewardFunction, samples: Samples, section: str = "rewards") -> Scores:
+    """The scores of `function`, the part `name` of `section` of the config, if there is one finite number per sample.
 
     Raises:
         RewardError: it raised, or gave another number of scores, or one that is not finite.
@@ -64,17 +64,17 @@ def checked(name: str, function: RewardFunction, samples: Samples) -> Scores:
         raise
     except Exception as error:
         raise RewardError(
-            f"rewards.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "
+            f"{section}.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "
             f"samples: {error}"
         ) from error
     if not isinstance(scores, Scores):
         raise RewardError(
-            f"rewards.{name} gave {type(scores).__name__}, not Scores: return mmrl.types.Scores, or name a plain "
+            f"{section}.{name} gave {type(scores).__name__}, not Scores: return mmrl.types.Scores, or name a plain "
             "function by its dotted path"
         )
     if scores.values.shape != (len(samples),) or scores.applicable.shape != (len(samples),):
         raise RewardError(
-            f"rewards.{name} gave {tuple(scores.values.shape)} scores for {len(samples)} samples: "
+            f"{section}.{name} gave {tuple(scores.values.shape)} scores for {len(samples)} samples: "
             "give one number per sample, in order"
         )
     bad = (~torch.isfinite(scores.values) & scores.applicable).nonzero()
@@ -82,7 +82,7 @@ def checked(name: str, function: RewardFunction, samples: Samples) -> Scores:
         index = int(bad[0])
         where = f" (example {samples.ids[index]})" if samples.ids else ""
         raise RewardError(
-            f"rewards.{name} is {float(scores.values[index])} for sample {index}{where}, output "
+            f"{section}.{name} is {float(scores.values[index])} for sample {index}{where}, output "
             f"{str(samples.outputs[index])[:80]!r}: give a finite number, or mark it as not applicable"
         )
     return scores

@@ -149,7 +149,9 @@ def test_a_data_set_of_hugging_face_is_read_from_disk(tmp_path):
     features = Features({"picture": ImageColumn(), "kind": ClassLabel(names=["cat", "dog"])})
     rows = {"picture": pictures, "kind": [0, 1, 0]}
     Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
-    found = HubDataset(str(tmp_path / "set"), image="picture", label="kind", question="What?").examples()
+    found = HubDataset(
+        str(tmp_path / "set"), columns={"image": "picture", "answer": "kind"}, question="What?"
+    ).examples()
     assert [e.answer for e in found] == ["cat", "dog", "cat"]
     assert found[1].pictures()[0].getpixel((0, 0)) == (60, 0, 0)
     with pytest.raises(ValueError, match="has no column 'image'; it has"):

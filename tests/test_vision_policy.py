@@ -17,10 +17,11 @@ from PIL import Image
 
 from mmrl.runtime import acting
 from tests.tiny_vlms import ARCHITECTURES, make
+from vision.adapters import LoRA
 from vision.data.base import Example
 from vision.data.digits import Digits
 from vision.encoding import Encoder
-from vision.policy import LoRA, PolicyConfig, VisionPolicy
+from vision.policy import PolicyConfig, VisionPolicy
 from vision.prefix import NoPlainCache, Prefilled
 from vision.prompts import Direct, Think
 from vision.sampling import draw, pick, texts

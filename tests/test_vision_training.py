@@ -255,7 +255,7 @@ def test_evaluation_is_the_same_twice_and_counts_right_answers(policy, runtime):
             return [encode.style.demonstration(e.answer, SOURCE.thought(e)) for e in examples]
 
     encode = Encoder(policy.processor, prompts.Think(), ())
-    parts = (EXAMPLES, encode, SOURCE, 5, TagFormat(), {})
+    parts = (EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch()), "format": Part(TagFormat())}))
     perfect = Oracle(*parts).evaluate(policy, torch.Generator())
     assert perfect["accuracy"].value == perfect["thought_agrees"].value == perfect["format"].value == 1.0
     assert perfect["accuracy"].n == len(EXAMPLES)
@@ -275,7 +275,9 @@ def test_shuffled_pictures_expose_a_policy_that_does_not_look(policy):
             return [f"<answer>{from_picture[id(e.images[0])]}</answer>" for e in examples]
 
     encode = Encoder(policy.processor, prompts.Think(), ())
-    found = Looks(EXAMPLES, encode, SOURCE, 5, None, {}).evaluate(policy, torch.Generator())
+    found = Looks(EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch())})).evaluate(
+        policy, torch.Generator()
+    )
     assert found["accuracy"].value == 1.0
     assert found["accuracy_image_shuffled"].value == 0.0
 
@@ -292,7 +294,7 @@ def test_another_picture_is_of_another_answer_under_the_same_question():
 
 def test_samples_are_written_for_people(policy, tmp_path):
     encode = Encoder(policy.processor, prompts.Think(), ())
-    AnswerEvaluator(EXAMPLES, encode, SOURCE, 5, None, {}).samples(
+    AnswerEvaluator(EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch())})).samples(
         policy, torch.Generator().manual_seed(0), tmp_path / "s", 3
     )
     rows = json.loads((tmp_path / "s" / "samples.json").read_text())

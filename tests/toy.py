@@ -22,6 +22,7 @@ from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Experiment
 from mmrl.metrics import wilson
 from mmrl.runtime import Runtime, RuntimeConfig
+from mmrl.stopping import StopRule
 from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig
 from mmrl.types import (
     Collector,
@@ -266,6 +267,7 @@ class ToyExperiment(Experiment):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
+    stop: tuple[StopRule, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
     seed: int = 0

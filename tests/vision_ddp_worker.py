@@ -14,7 +14,8 @@ from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
 from mmrl.types import Rollout
 from mmrl.update import UpdateConfig, update
-from vision.policy import LoRA, PolicyConfig, VisionPolicy
+from vision.adapters import LoRA
+from vision.policy import PolicyConfig, VisionPolicy
 
 SHARES = {1: [range(12)], 2: [range(7), range(7, 12)]}  # a group of 3 is cut by the border at 7
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from mmrl.metrics import wilson
-from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Samples
-from rewards.text import AnswerMatch
+from mmrl.metrics import mean_of, wilson
+from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Scores
+from rewards.compose import WeightedSum, checked
+from rewards.text import AnswerMatch, TagFormat
 from vision.collector import as_samples
 from vision.data.base import Example, Source
 from vision.encoding import OTHER_PICTURE, Encoder
@@ -20,6 +21,9 @@ from vision.sampling import draw, texts
 
 ROWS = 64
 """Prompts answered at once."""
+
+MOST_VALUES = 50
+"""Of a column that accuracy is given by: more would not be read."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,32 @@ class AnswerEvaluator(Evaluator):
       without looking (one that looks is wrong almost every time);
     - `format`: share of greedy answers in the asked form;
     - `thought_agrees`: share of thoughts that can be parsed and fit the answer given, right or wrong;
-    - `accuracy_<set>`: on transfer sets.
+    - `accuracy_<set>`: on transfer sets; `accuracy[<value>]`: of the rows with this value of the column `by`;
+    - everything in `metrics`, of the greedy answers. One that is called `accuracy` takes the place of the built-in.
     """
 
     examples: Sequence[Example]
     encode: Encoder
     source: Source
     max_new_tokens: int
-    form: RewardFunction | None
-    transfer: dict[str, tuple[Sequence[Example], Encoder]]
+    reward: WeightedSum
+    transfer: Mapping[str, tuple[Sequence[Example], Encoder]] = field(default_factory=dict)
+    metrics: Mapping[str, RewardFunction] = field(default_factory=dict)
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        values = self._values()
+        if self.by is not None and None in values:
+            known = sorted({name for example in self.examples for name in example.columns})
+            raise ValueError(f"evaluate.by is {self.by!r}, which not every held-out row has: there are {known}")
+        if len(values) > MOST_VALUES:
+            raise ValueError(
+                f"evaluate.by is {self.by!r}, which has {len(values)} values: name a column of at most {MOST_VALUES}"
+            )
+
+    def _values(self) -> list[object]:
+        values = {example.columns.get(self.by) for example in self.examples} if self.by is not None else set()
+        return sorted(values, key=str)
 
     def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         assert isinstance(policy, VisionPolicy)
@@ -50,15 +71,32 @@ class AnswerEvaluator(Evaluator):
         )
         blind = with_other_pictures(self.examples)
         found["accuracy_image_shuffled"] = self._accuracy(blind, self.answers(policy, blind, self.encode, None))
-        if self.form is not None:
-            scores = self.form(as_samples(self.examples, greedy))
-            found["format"] = wilson(float(scores.values.sum()), len(greedy))
+        for value in self._values():
+            pairs = [(e, a) for e, a in zip(self.examples, greedy, strict=True) if e.columns[str(self.by)] == value]
+            found[f"accuracy[{value}]"] = self._accuracy([e for e, _ in pairs], [a for _, a in pairs])
+        samples = as_samples(self.examples, greedy)
+        for name, metric in self.others.items():
+            scores = checked(name, metric, samples, "evaluate.metrics")
+            found[name] = mean_of(scores.values, scores.applicable)
         agreement = self._agreement(greedy)
         if agreement is not None:
             found["thought_agrees"] = agreement
         for name, (examples, encode) in self.transfer.items():
             found[f"accuracy_{name}"] = self._accuracy(examples, self.answers(policy, examples, encode, None))
         return found
+
+    @property
+    def judge(self) -> RewardFunction:
+        """What says whether an answer is right."""
+        return self.metrics.get("accuracy", AnswerMatch())
+
+    @property
+    def others(self) -> dict[str, RewardFunction]:
+        """The metrics beside accuracy; `format` is the reward's own form unless it is given."""
+        forms = (part.function for part in self.reward.parts.values() if isinstance(part.use, TagFormat))
+        form = next(forms, None)
+        given = {name: metric for name, metric in self.metrics.items() if name != "accuracy"}
+        return given if form is None or "format" in given else {"format": form, **given}
 
     def answers(
         self, policy: VisionPolicy, examples: Sequence[Example], encode: Encoder, generator: torch.Generator | None
@@ -70,9 +108,13 @@ class AnswerEvaluator(Evaluator):
             found += texts(policy, draw(policy, prompts, 1, self.max_new_tokens, generator))
         return found
 
+    def right(self, examples: Sequence[Example], answers: Sequence[str]) -> Scores:
+        """Whether each answer is right."""
+        return checked("accuracy", self.judge, as_samples(examples, answers), "evaluate.metrics")
+
     def _accuracy(self, examples: Sequence[Example], answers: Sequence[str]) -> Estimate:
-        scores = AnswerMatch()(as_samples(examples, answers))
-        return wilson(float(scores.values.sum()), len(answers))
+        scores = self.right(examples, answers)
+        return mean_of(scores.values, scores.applicable)
 
     def _agreement(self, answers: Sequence[str]) -> Estimate | None:
         judged = [self.source.thought_agrees(*self.encode.style.parse(text)) for text in answers]
@@ -86,7 +128,7 @@ class AnswerEvaluator(Evaluator):
             return
         greedy = self.answers(policy, chosen, self.encode, None)
         drawn = self.answers(policy, chosen, self.encode, generator)
-        right = AnswerMatch()(Samples(greedy, {"answer": [e.answer for e in chosen]})).values
+        right, rewards = self.right(chosen, greedy).values, self.reward(as_samples(chosen, greedy))
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for number, example in enumerate(chosen):
@@ -96,7 +138,8 @@ class AnswerEvaluator(Evaluator):
             rows.append({
                 "id": example.id, "images": names, "prompt": self.encode.style.text(example, self.encode.labels),
                 "expected": example.answer, "output": greedy[number], "sampled": drawn[number],
-                "right": bool(right[number]),
+                "right": bool(right[number] >= 1), "reward": float(rewards.values[number]),
+                "parts": {n: float(p.values[number]) for n, p in rewards.parts.items() if p.applicable[number]},
             })  # fmt: skip
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,16 +18,16 @@ from mmrl.config import find_asset
 from mmrl.metrics import rollout_metrics
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.stopping import StopRule
 from mmrl.trainer import Parts, Trainer
 from rewards.compose import Part, WeightedSum
-from rewards.text import TagFormat
 from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig
 from vision.controls import Arm, SFTConfig, run_arms
-from vision.data import Example, Protocol, Source, Split
+from vision.data import JSONL, Example, HeldOutFile, Protocol, Source, Split
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
-from vision.prompts import Prompt
+from vision.prompts import Prompt, Template
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
 
 
@@ -47,18 +47,53 @@ def existing_asset(name: str) -> str:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Pictures, their division, and what is asked about them. `hold_out: dev` evaluates on the dev split,
-    for choosing hyper-parameters."""
+    """Pictures, what is asked about them, and what is held out: either `train` and `eval`, two sets (a path means
+    JSONL, whose `columns` may be called otherwise), or a `source` that a `protocol` divides. `prompt` is a style, or
+    simply the text to ask, such as "{question} Answer in <answer></answer>.". `hold_out: dev` evaluates on the dev
+    split, for choosing hyper-parameters."""
 
-    source: Source
-    protocol: Protocol
-    prompt: Prompt
+    train: Source | str | None = None
+    eval: Source | str | None = None
+    source: Source | None = None
+    protocol: Protocol | None = None
+    prompt: Prompt | str = "{question}"
+    columns: dict[str, str] = field(default_factory=dict)
     hold_out: Literal["evaluation", "dev"] = "evaluation"
+
+    def __post_init__(self) -> None:
+        files, divided = (self.train, self.eval), (self.source, self.protocol)
+        one_way = all(part is not None for part in files) and divided == (None, None)
+        other_way = all(part is not None for part in divided) and files == (None, None)
+        if not (one_way or other_way):
+            given = [name for name in ("train", "eval", "source", "protocol") if vars(self)[name] is not None]
+            raise ValueError(
+                f"data has {', '.join(given) or 'nothing'}: give `train` and `eval`, two files that share no question, "
+                "or `source` and `protocol`, a set and how to divide it"
+            )
+
+    def _as_source(self, given: Source | str) -> Source:
+        return JSONL(given, self.columns) if isinstance(given, str) else given
+
+    @cached_property
+    def style(self) -> Prompt:
+        """How questions are asked."""
+        return Template(template=self.prompt) if isinstance(self.prompt, str) else self.prompt
+
+    @cached_property
+    def training(self) -> Source:
+        """What is trained on, and divided if there is a protocol."""
+        if self.train is not None:
+            return self._as_source(self.train)
+        assert self.source is not None
+        return self.source
 
     @cached_property
     def split(self) -> Split:
-        """The source, divided."""
-        return self.protocol.split(self.source)
+        """The training set and what is held out."""
+        held_out = HeldOutFile(held_out=self._as_source(self.eval)) if self.eval is not None else None
+        protocol = self.protocol or held_out
+        assert protocol is not None
+        return protocol.split(self.training)
 
     def held_out(self) -> Sequence[Example]:
         """The examples that evaluation reads."""
@@ -77,6 +112,7 @@ class Experiment(experiment.Experiment):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
+    stop: tuple[StopRule, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
     controls: Literal["cheap", "all"] = "cheap"
@@ -112,19 +148,20 @@ class Experiment(experiment.Experiment):
     def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
         """Examples to prompts of this model."""
         limit = self.rollout.max_prompt_tokens
-        return Encoder(policy.processor, style or self.data.prompt, self.data.split.labels, limit)
+        return Encoder(policy.processor, style or self.data.style, self.data.split.labels, limit)
 
     def evaluator(self, policy: VisionPolicy, encode: Encoder) -> AnswerEvaluator:
         """Held-out evaluation of this experiment."""
-        form = next((part.use for part in self.rewards.values() if isinstance(part.use, TagFormat)), None)
         transfer = {}
         held_out = self.data.split.transfer if self.data.hold_out == "evaluation" else {}
         for name, examples in held_out.items():
             labels = tuple(sorted({example.answer for example in examples}))
             transfer[name] = (examples, replace(encode, labels=labels))
+        metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         return AnswerEvaluator(
-            self.data.held_out(), encode, self.data.source, self.rollout.max_new_tokens, form, transfer
-        )
+            self.data.held_out(), encode, self.data.training, self.rollout.max_new_tokens, WeightedSum(self.rewards),
+            transfer, metrics, self.evaluate.by,
+        )  # fmt: skip
 
     def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:
         """Parts of a supervised run from the same start, in this experiment's prompt style."""
@@ -134,7 +171,7 @@ class Experiment(experiment.Experiment):
         encode = mine.encoder(policy)
         encode.check([*split.demonstrations, *(split.pool if all_labels else ()), *data.held_out()])
         examples = [*split.demonstrations, *(split.pool if all_labels else ())]
-        thoughts = thoughts_of(data.source, examples)
+        thoughts = thoughts_of(data.training, examples)
         collector = DemonstrationCollector(examples, thoughts, [encode], self.sft.rows, runtime)
         return Parts(policy, collector, mine.evaluator(policy, encode), MAXIMUM_LIKELIHOOD)
 
@@ -156,12 +193,12 @@ class Experiment(experiment.Experiment):
         config, split = self.warmup, self.data.split
         start = self.policy
         if config.model is not None:
-            make_model(config, self.data.source, split, self.seed, output)
+            make_model(config, self.data.training, split, self.seed, output)
             start = replace(start, model=str(output))
         policy = VisionPolicy.load(replace(start, model=find_asset(start.model)))
         encoders = [self.encoder(policy, style) for style in config.styles]
         examples = list(split.demonstrations)
-        thoughts = thoughts_of(self.data.source, examples)
+        thoughts = thoughts_of(self.data.training, examples)
         collector = DemonstrationCollector(examples, thoughts, encoders, config.rows, runtime)
         parts = Parts(policy, collector, self.evaluator(policy, encoders[0]), MAXIMUM_LIKELIHOOD)
         quietly = EvaluateConfig(every=None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging as transformers_logging
 
 from mmrl.types import Evaluation, Policy, Transitions
+from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, freeze_vision, keeping_gradients, with_adapter
 from vision.features import FeatureCache
 from vision.prefix import NoPlainCache, Prefilled, Prefix, naive_logits, prefill, shared_logits
 from vision.transitions import Prompt, TokenTransitions
@@ -26,34 +27,21 @@ from vision.transitions import Prompt, TokenTransitions
 transformers_logging.disable_progress_bar()
 
 VISION_TOKEN = re.compile(r"image|video|vision|img|frame|row_\d+_col_\d+|fake_token", re.IGNORECASE)
-VISION_MODULE = re.compile(r"(^|\.)(visual|vision_tower|vision_model|vision_encoder)(\.|$)")
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """A new low-rank adapter. `targets` is peft's: "all-linear", or a list of module names; those of the
-    vision tower are left out unless `vision` is true."""
-
-    rank: int = 16
-    alpha: int = 32
-    targets: str | list[str] = "all-linear"
-    vision: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.adapter.rank is {self.rank}: give 1 or more, 16 or 32 is usual")
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Which model, and what of it is trained. `shared_prefix` auto falls back to the naive path, and says
+    """Which model, and what of it is trained. `adapter` is a new LoRA, or the folder (or hub name) of one to go on
+    from. `reference` is what a KL penalty keeps close to: `start`, the model with the adapter it began from, or
+    `base`, the model without any. `shared_prefix` auto falls back to the naive path, and says
     so, on architectures without a plain key-value cache. `gradient_checkpointing` recomputes activations
     in the backward pass: less memory, more time. `reuse_prefill` keeps the run of the prompts
     of sampling, with its gradient, for the first use in the update: the activations of all prompts of a step
     stay in memory, and each prompt runs once a step instead of twice."""
 
     model: str
-    adapter: LoRA | None = None
+    adapter: LoRA | str | None = None
+    reference: Literal["start", "base"] = "start"
     freeze_vision: bool = True
     max_pixels: int | None = None
     shared_prefix: Literal["auto", "never"] = "auto"
@@ -115,7 +103,11 @@ class VisionPolicy(Policy):
             ) from error
         if config.max_pixels is not None:
             _limit_pixels(processor, config.max_pixels)
-        return VisionPolicy(_trainable(model, config), processor, config)
+        if config.adapter is not None:
+            model = with_adapter(model, config.adapter)
+        elif config.freeze_vision:
+            freeze_vision(model)
+        return VisionPolicy(model, processor, config)
 
     def vision_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the vision tower."""
@@ -204,9 +196,22 @@ class VisionPolicy(Policy):
         warnings.warn(f"{reason}: prompts are not shared over their group (slower, same numbers)", stacklevel=2)
         self.sharing = False
 
+    def export(self, folder: Path, merge: bool, dtype: str | None) -> bool:
+        """Write what plain transformers, or peft, loads. `merge` puts the adapter into the weights, in place;
+        returns whether an adapter was written."""
+        if isinstance(self.model, PeftModel) and merge:
+            self.model = self.model.merge_and_unload()
+        if dtype is not None:
+            self.model.to(vars(torch)[dtype])
+        self.save_pretrained(folder)
+        return isinstance(self.model, PeftModel)
+
     def save_pretrained(self, folder: Path) -> None:
         """The model, or only its adapter, with the processor."""
-        self.model.save_pretrained(folder)
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(folder, selected_adapters=["default"])
+        else:
+            self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:
@@ -217,32 +222,14 @@ class VisionPolicy(Policy):
         self.model.load_state_dict(saved.state_dict())
 
     def reference(self) -> Policy:
-        """A frozen policy as this run started: what a KL penalty keeps close to."""
-        if isinstance(self.model, PeftModel):
-            return WithoutAdapter(self)
-        return VisionPolicy.load(self.config).requires_grad_(False).eval()
-
-
-class WithoutAdapter(Policy):
-    """The same weights without the adapter, which is where a new adapter starts from."""
-
-    windowable = False
-
-    def __init__(self, policy: VisionPolicy) -> None:
-        super().__init__()
-        self._policy = (policy,)  # in a tuple: its parameters are the policy's, not this module's
-
-    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
-        policy = self._policy[0]
-        with policy.model.disable_adapter():
-            found: Evaluation = policy(transitions, steps)
-        return found
-
-    def save_pretrained(self, folder: Path) -> None:
-        raise TypeError("a reference is not saved: it is made again from where the run started")
-
-    def load_weights(self, folder: Path) -> None:
-        raise TypeError("a reference is not loaded: it is made again from where the run started")
+        """A frozen policy: what a KL penalty keeps close to."""
+        if not isinstance(self.model, PeftModel):
+            return VisionPolicy.load(self.config).requires_grad_(False).eval()
+        if isinstance(self.config.adapter, str) and self.config.reference == "start":
+            with keeping_gradients(self.model):
+                self.model.load_adapter(self.config.adapter, START, is_trainable=False)
+            return OtherAdapter(self, START)
+        return OtherAdapter(self, None)  # a new adapter starts as none at all
 
 
 def _names(prompts: tuple[Prompt, ...]) -> tuple[str, ...]:
@@ -252,23 +239,6 @@ def _names(prompts: tuple[Prompt, ...]) -> tuple[str, ...]:
 def entropy(log_softmax: Tensor) -> Tensor:
     """-sum p log p over the last dimension, with p log p = 0 at p = 0."""
     return -(log_softmax.exp() * log_softmax.clamp(min=-1e4)).sum(-1)
-
-
-def _trainable(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
-    if config.adapter is not None:
-        wanted = config.adapter
-        lora = LoraConfig(
-            r=wanted.rank,
-            lora_alpha=wanted.alpha,
-            target_modules=wanted.targets,
-            exclude_modules=None if wanted.vision else rf".*{VISION_MODULE.pattern}.*",
-            lora_dropout=0.0,  # dropout would make the ratio noise
-        )
-        return get_peft_model(model, lora)
-    if config.freeze_vision:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not VISION_MODULE.search(name))
-    return model
 
 
 def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:

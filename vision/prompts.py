@@ -38,7 +38,11 @@ class Prompt(abc.ABC):
             return self.template.format(**{**example.columns, **own})
         except (KeyError, IndexError) as error:
             known = sorted({*example.columns, *own})
-            raise ValueError(f"data.prompt.template asks for {error}, and {example.id} has {known}") from error
+            raise ValueError(f"data.prompt asks for {error}, and {example.id} has {known}") from error
+        except ValueError as error:
+            raise ValueError(
+                f"data.prompt {self.template!r} cannot be filled in ({error}): write braces meant as such twice"
+            ) from error
 
     def options(self, example: Example, labels: tuple[str, ...]) -> list[str]:
         """The closed list of an example: always the same for the same example."""
@@ -105,3 +109,16 @@ class Adaptive(Prompt):
     def demonstration(self, answer: str, thought: str) -> str:
         thinking = f"<think>{thought}</think>" if thought else ""
         return f"{thinking}<answer>{answer}</answer>"
+
+
+@dataclass(frozen=True)
+class Template(Prompt):
+    """Nothing but the template: the tags it asks for, if any, are those of the answer."""
+
+    def demonstration(self, answer: str, thought: str) -> str:
+        thinking = f"<think>{thought}</think>" if "<think>" in self.template else ""
+        return f"{thinking}<answer>{answer}</answer>" if "<answer>" in self.template else f"{thinking}{answer}"
+
+    def parse(self, completion: str) -> tuple[str, str]:
+        thought, answer = super().parse(completion)
+        return thought, answer if "<answer>" in self.template else completion

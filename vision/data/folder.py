@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vision.data.base import Example, Source, read_picture
@@ -52,14 +52,18 @@ class ImageFolder(Source):
 
 @dataclass(frozen=True)
 class HubDataset(Source):
-    """A classification set of Hugging Face `datasets`, by hub name or local path, with an image column and a
-    label column (class index or text)."""
+    """A data set of Hugging Face `datasets`, by hub name or local path. `columns` says what image, question and answer
+    are called there (an answer may be a class index), `question` asks the same of every row; all other columns reach
+    rewards and metrics as keyword arguments.
+
+    Raises:
+        ValueError: a column is missing, or rows have no picture or answer (listed by number).
+    """
 
     name: str
     split: str = "train"
-    image: str = "image"
-    label: str = "label"
-    question: str = "What type of object is in the photo?"
+    columns: dict[str, str] = field(default_factory=dict)
+    question: str | None = None
 
     def examples(self) -> Sequence[Example]:
         from datasets import ClassLabel, load_dataset, load_from_disk
@@ -67,13 +71,27 @@ class HubDataset(Source):
         on_disk = Path(self.name, "dataset_info.json").exists() or Path(self.name, "dataset_dict.json").exists()
         loaded = load_from_disk(self.name) if on_disk else load_dataset(self.name)
         rows = loaded[self.split] if isinstance(loaded, dict) else loaded
-        for column in (self.image, self.label):
-            if column not in rows.column_names:
-                raise ValueError(f"data.source {self.name} has no column {column!r}; it has {rows.column_names}")
-        feature = rows.features[self.label]
-        found = []
+        names = {name: self.columns.get(name, name) for name in ("image", "question", "answer")}
+        for name, column in names.items():
+            if column not in rows.column_names and not (name == "question" and self.question is not None):
+                raise ValueError(
+                    f"data set {self.name} has no column {column!r}; it has {rows.column_names}: see `columns`"
+                )
+        feature = rows.features[names["answer"]]
+        found, refused = [], []
         for number, row in enumerate(rows):
-            value = row[self.label]
-            answer = feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
-            found.append(Example(f"{self.split}-{number}", (row[self.image].convert("RGB"),), self.question, answer))
+            given, answer = row[names["image"]], row[names["answer"]]
+            pictures = given if isinstance(given, list) else [given]
+            if any(picture is None for picture in pictures) or answer is None or not str(answer).strip():
+                refused.append(
+                    f"row {number} ({'no answer' if all(p is not None for p in pictures) else 'no picture'})"
+                )
+                continue
+            text = feature.int2str(answer) if isinstance(feature, ClassLabel) else str(answer)
+            question = self.question if self.question is not None else str(row[names["question"]])
+            rest = {key: value for key, value in row.items() if key not in names.values()}
+            images = tuple(picture.convert("RGB") for picture in pictures)
+            found.append(Example(f"{self.split}-{number}", images, question, text, rest))
+        if refused:
+            raise ValueError(f"data set {self.name}: {len(refused)} rows are refused: {', '.join(refused[:10])}")
         return found
