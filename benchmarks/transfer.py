@@ -34,7 +34,8 @@ import torch
 
 from benchmarks.common import RESULTS, spread, write
 from mmrl.commands import warmup
-from mmrl.config import find_asset, load
+from mmrl.config import load
+from mmrl.recipes import find_asset
 from mmrl.runtime import Runtime, acting
 from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
 from vision.collector import DemonstrationCollector, as_samples

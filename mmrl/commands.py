@@ -12,9 +12,10 @@ from pathlib import Path
 import yaml
 
 from mmrl import checkpoint
-from mmrl.config import Loaded, load, recipes_folder
+from mmrl.config import Loaded, load
+from mmrl.recipes import find_config, recipe_name, recipes_folder
 from mmrl.report import print_table, write_report
-from mmrl.run import RunFolder
+from mmrl.run import RunFolder, find_run
 from mmrl.runtime import Runtime, acting
 from mmrl.scoring import score
 from mmrl.trainer import Trainer
@@ -26,8 +27,9 @@ def train(
 ) -> int:
     """Train, run the controls, write summary and report. Returns the exit status. `origin` is a run whose weights a
     new run starts from."""
+    folder, origin = folder and find_run(folder), origin and find_run(origin)
     if resume:
-        folder = folder or RunFolder.newest(Path(config).stem if config else None)
+        folder = folder or RunFolder.newest(recipe_name(find_config(config)) if config else None)
         config = config or str(folder / "config.yaml")
     if config is None and origin is not None:
         config = str(origin / "config.yaml")
@@ -106,7 +108,7 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
 
 def prepared(target: str, overrides: Sequence[str], which: str | None = None) -> tuple[Loaded, Runtime, Trainer]:
     """A trainer at a checkpoint of a run (`which` as in RunFolder.checkpoint), or at a config's start."""
-    folder = Path(target)
+    folder = find_run(Path(target))
     is_run = (folder / "config.yaml").is_file()
     loaded = load(str(folder / "config.yaml") if is_run else target, overrides)
     found = RunFolder(folder).checkpoint(which) if is_run else None

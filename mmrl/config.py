@@ -22,10 +22,10 @@ import jsonargparse
 import yaml
 
 from mmrl.experiment import Experiment
+from mmrl.recipes import find_config, recipe_name
 from mmrl.yaml_files import ConfigError, apply_override, read_yaml
 
 DOMAINS = ("vision", "diffusion", "vla")
-HERE = Path(__file__).resolve().parent
 SOURCE_CONFIG = "_config"
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 
@@ -42,30 +42,6 @@ class Loaded:
     recipe: str
 
 
-def recipes_folder() -> Path:
-    """Where the recipes are: beside the package in a checkout, inside it when installed."""
-    inside = HERE / "recipes"
-    return inside if inside.is_dir() else HERE.parent / "configs"
-
-
-def find_asset(name: str) -> str:
-    """A model or data path: as given if it exists, else one of the small things that mmrl ships
-    ("assets/..."), else the name unchanged (a hub name)."""
-    if Path(name).exists() or not name.startswith("assets/"):
-        return name
-    inside = HERE / name
-    return str(inside if inside.exists() else HERE.parent / name)
-
-
-def find_config(name: str) -> Path:
-    """A config file, or a recipe by name such as `vision/cls_rl`."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    recipe = recipes_folder() / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
-    return recipe if recipe.is_file() else path
-
-
 def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read, override, check and build a config.
 
@@ -79,7 +55,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     for folder in (str(Path.cwd()), *_code_folders(path)):
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    recipe, imports = str(raw.pop("recipe", path.stem)), raw.pop("imports", [])
+    recipe, imports = str(raw.pop("recipe", recipe_name(path))), raw.pop("imports", [])
     _run_imports(imports, path)
     kind = _experiment_class(raw.pop("experiment", None), path)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -11,7 +11,7 @@ import yaml
 from mmrl.commands import prepared
 from mmrl.experiment import Exported
 from mmrl.report import estimates, findings, read_run, shown
-from mmrl.run import RunFolder
+from mmrl.run import RunFolder, find_run
 from mmrl.yaml_files import ConfigError
 
 
@@ -24,6 +24,7 @@ def export(run: Path, to: Path, which: str | None, merge: bool, dtype: str | Non
     """
     if to.exists() and any(to.iterdir()):
         raise ConfigError(f"--to {to} is not empty: name a new folder, or remove what is in it")
+    run = find_run(run)
     found = RunFolder(run).checkpoint(which)
     loaded, _, trainer = prepared(str(run), (), which)
     aside = to.with_name(f".{to.name}.exporting")

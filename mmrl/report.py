@@ -30,6 +30,7 @@ from rich.table import Table
 
 from mmrl.checkpoint import write_atomically
 from mmrl.metrics import PARITY_LIMIT
+from mmrl.run import find_run
 from mmrl.types import Estimate
 
 PARITY = "parity/logprob_diff_max"
@@ -241,7 +242,8 @@ def samples(run: Run) -> list[dict[str, Any]]:
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     """Write one page about `runs`, by default into the folder of the first; returns where."""
-    found, target = [read_run(Path(path)) for path in runs], output or Path(runs[0]) / "report.html"
+    found = [read_run(find_run(Path(path))) for path in runs]
+    target = output or found[0].path / "report.html"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     tools = {tool.__name__: tool for tool in (chart, samples, estimates, arms, findings, shown)}
     text = page.get_template("report.html.j2").render(runs=found, limit=PARITY_LIMIT, **tools)

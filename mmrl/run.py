@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -142,6 +141,15 @@ class RunFolder:
         checkpoint.write_atomically(self.path / "summary.json", json.dumps(summary, indent=1))
 
 
+def find_run(path: Path) -> Path:
+    """`path`, or the newest run beside it where it is called latest: runs/my-project/latest.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    return RunFolder.newest(path.parent.name, path.parent.parent) if path.name == "latest" else path
+
+
 def provenance() -> dict[str, object]:
     """Versions, machine and commit."""
     versions = {}
@@ -161,8 +169,3 @@ def provenance() -> dict[str, object]:
         "machine": f"{platform.machine()}, {platform.system()}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
+import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -183,6 +185,15 @@ class Runtime:
             return text
         agreed: list[str] = broadcast_object_list([text])
         return agreed[0]
+
+    def memory_mb(self) -> tuple[float, float]:
+        """Peak of this process so far, and how much there is: of the GPU if it uses one, else of the machine."""
+        if self.device.type == "cuda":
+            total = torch.cuda.get_device_properties(self.device).total_memory
+            return torch.cuda.max_memory_allocated(self.device) / 2**20, total / 2**20
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak, total / 2**20
 
     def wait(self) -> None:
         """Wait for all ranks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mmrl.checkpoint import State
-from mmrl.run import peak_rss_mb
 from mmrl.runtime import Runtime
 
 
@@ -22,7 +21,7 @@ def summarise(state: State, primary_metric: str, runtime: Runtime) -> dict[str, 
             "decisions_per_s": round(state.decisions / max(state.wall_s, 1e-9), 1),
             "samples_per_s": round(state.samples / max(state.wall_s, 1e-9), 2),
         },
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "peak_rss_mb": round(runtime.memory_mb()[0], 1),
         "precision": "bf16" if runtime.reduced_precision else "float32",
     }
     if state.best_step is not None:

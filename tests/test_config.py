@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from mmrl.advantages import GroupRelative
-from mmrl.config import ConfigError, Loaded, find_asset, find_config, load, recipes_folder
+from mmrl.config import ConfigError, Loaded, load
+from mmrl.recipes import find_asset, find_config, recipes_folder
 from mmrl.regularisers import K3
 from mmrl.schedules import Constant, Cosine
 from mmrl.surrogates import CISPO, PPOClip

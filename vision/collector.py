@@ -71,18 +71,20 @@ class AnswerCollector(Collector):
         self.examples, self.encode, self.reward = examples, encode, reward
         self.config, self.runtime = config, runtime
         self._order = Shuffled(len(examples), runtime, "prompts")
+        self.asked: list[Example] = []
+        """The example of each row of the last rollout."""
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
         taken = self._order.take(self.config.prompts)
         places = range(self.runtime.rank, len(taken), self.runtime.world)
         chosen = [self.examples[taken[place]] for place in places]
+        self.asked = [example for example in chosen for _ in range(self.config.group)]
         prompts = self.encode.many(chosen)
         keep = policy.config.reuse_prefill
         drawn = draw(policy, prompts, self.config.group, self.config.max_new_tokens, generator, keep)
-        answers = texts(policy, drawn)
-        asked = [example for example in chosen for _ in range(self.config.group)]
-        scores = self.reward(as_samples(asked, answers))
+        answers = texts(policy, drawn.transitions.completions)
+        scores = self.reward(as_samples(self.asked, answers))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
         return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
             stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)}

@@ -43,6 +43,8 @@ class Encoder:
 
     def __post_init__(self) -> None:
         self._encoded: dict[str, Prompt] = {}
+        self.lengths: dict[str, int] = {}
+        """Tokens of every prompt that was ever encoded, by id."""
         self._bytes = 0.0
         self._image_id: int | None = getattr(self.processor, "image_token_id", None)
         self._batches, self._verified = True, False
@@ -60,6 +62,7 @@ class Encoder:
     def _remember(self, prompt: Prompt) -> Prompt:
         self._bytes += prompt.size()
         self._encoded[prompt.id] = prompt
+        self.lengths[prompt.id] = len(prompt.tokens)
         while self._bytes > self.limit_mb * 2**20 and len(self._encoded) > BATCH:
             self._bytes -= self._encoded.pop(next(iter(self._encoded))).size()
         return prompt

@@ -105,7 +105,8 @@ class AnswerEvaluator(Evaluator):
         found: list[str] = []
         for start in range(0, len(examples), ROWS):
             prompts = encode.many(examples[start : start + ROWS])
-            found += texts(policy, draw(policy, prompts, 1, self.max_new_tokens, generator))
+            drawn = draw(policy, prompts, 1, self.max_new_tokens, generator)
+            found += texts(policy, drawn.transitions.completions)
         return found
 
     def right(self, examples: Sequence[Example], answers: Sequence[str]) -> Scores:

@@ -14,13 +14,16 @@ from typing import Literal
 from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
-from mmrl.config import find_asset
+from mmrl.experiment import Exported, Trial
 from mmrl.metrics import rollout_metrics
+from mmrl.recipes import find_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.trainer import Parts, Trainer
+from mmrl.types import Policy
 from rewards.compose import Part, WeightedSum
+from vision import example, handover, trial
 from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig
 from vision.controls import Arm, SFTConfig, run_arms
 from vision.data import JSONL, Example, HeldOutFile, Protocol, Source, Split
@@ -208,6 +211,16 @@ class Experiment(experiment.Experiment):
             summary[f"eval_{type(style).__name__}"] = {n: dataclasses.asdict(e) for n, e in found.items()}
         policy.save_pretrained(output)
         return summary
+
+    def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
+        return trial.try_out(self, runtime, parts)
+
+    def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
+        return handover.write(policy, self.policy.model, folder, merge, dtype)
+
+    @staticmethod
+    def write_example(folder: Path) -> None:
+        example.write(folder)
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         parts = self.build(runtime)

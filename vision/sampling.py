@@ -97,10 +97,12 @@ class _Logits:
         return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)[:, -1]
 
 
-def texts(policy: VisionPolicy, drawn: Drawn) -> list[str]:
-    """The answers as text, without the tokens that end them."""
+def texts(policy: VisionPolicy, completions: Tensor) -> list[str]:
+    """Completions (B, C) as text, up to the token that ends each."""
     tokenizer = policy.processor.tokenizer
     ends = set(policy.eos_ids)
-    rows = [row[kept].tolist() for row, kept in zip(drawn.transitions.completions, drawn.alive, strict=True)]
+    stops = torch.isin(completions, torch.tensor(policy.eos_ids, device=completions.device)).int()
+    alive = stops.cumsum(-1) - stops == 0
+    rows = [row[kept].tolist() for row, kept in zip(completions, alive, strict=True)]
     stripped = [row[:-1] if row and row[-1] in ends else row for row in rows]
     return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in stripped]
