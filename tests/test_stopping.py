@@ -41,7 +41,9 @@ def test_a_rule_ignores_steps_without_its_metric_and_says_why():
     assert rule.look(memory, {"update/kl": 1.5}) == "update/kl is 1.5, above 1"
 
 
-@pytest.mark.parametrize("bad", [{}, {"drops": 0.1, "above": 1.0}, {"above": "twice"}, {"drops": 0.1, "evaluations": 0}])
+@pytest.mark.parametrize(
+    "bad", [{}, {"drops": 0.1, "above": 1.0}, {"above": "twice"}, {"drops": 0.1, "evaluations": 0}]
+)
 def test_a_rule_that_means_nothing_is_refused(bad):
     with pytest.raises(ValueError, match="'accuracy'"):
         StopRule("accuracy", **bad)
@@ -119,7 +121,9 @@ def test_a_misspelt_metric_is_named_before_anything_is_lost(tmp_path, monkeypatc
     config = toy_config(tmp_path, lines=["stop: [{metric: reward_maen, below: 5.0}]"])
     assert main(["train", str(config), "--run", "run"]) == 2
     assert "did you mean 'reward_mean'" in capsys.readouterr().err
-    config.write_text(config.read_text().replace("save: {every: 2}", "save: {every: 2, best: acuracy}").split("stop:")[0])
+    config.write_text(
+        config.read_text().replace("save: {every: 2}", "save: {every: 2, best: acuracy}").split("stop:")[0]
+    )
     assert main(["train", str(config), "--run", "run2"]) == 2
     assert "did you mean 'accuracy'" in capsys.readouterr().err
 
@@ -130,7 +134,9 @@ def test_a_fork_starts_from_the_weights_and_may_change_any_key(tmp_path, monkeyp
     before, after = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("run", "fork"))
     assert after["eval_before"] == before["eval_after"]
     assert after["steps"] == 2
-    assert json.loads((tmp_path / "fork" / "provenance.json").read_text())["forked_from"].endswith("run/checkpoints/step_000008")
+    assert json.loads((tmp_path / "fork" / "provenance.json").read_text())["forked_from"].endswith(
+        "run/checkpoints/step_000008"
+    )
 
 
 def test_a_fork_that_was_killed_before_its_first_checkpoint_still_starts_from_there(tmp_path, monkeypatch):
@@ -144,7 +150,9 @@ def test_a_fork_that_was_killed_before_its_first_checkpoint_still_starts_from_th
         (tmp_path / "killed" / name).unlink()
     (tmp_path / "killed" / "checkpoints").mkdir()
     assert main(["train", "--run", "killed", "--resume"]) == 0
-    one, two = (torch.load(f"{name}/checkpoints/step_000004/optimizer.pt", weights_only=True) for name in ("fork", "killed"))
+    one, two = (
+        torch.load(f"{name}/checkpoints/step_000004/optimizer.pt", weights_only=True) for name in ("fork", "killed")
+    )
     assert str(one) == str(two)
     shutil.rmtree("run")
     shutil.rmtree("killed/checkpoints")

@@ -55,10 +55,11 @@ def with_adapter(model: PreTrainedModel, adapter: LoRA | str) -> PeftModel:
     try:
         found = PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        missing = "" if Path(adapter, "adapter_config.json").is_file() else "there is no adapter_config.json in it; "
+        there = Path(adapter, "adapter_config.json").is_file()
+        why = str(error).splitlines()[0] if there else "there is no adapter_config.json in it"
         raise ValueError(
-            f"policy.adapter {adapter!r} could not be put on this model ({missing}{str(error).splitlines()[0]}): give "
-            "a folder written by peft for the same model, or {rank: 16, alpha: 32} for a new adapter"
+            f"policy.adapter {adapter!r} could not be put on this model ({why}): give a folder written by peft for the "
+            "same model, or {rank: 16, alpha: 32} for a new adapter"
         ) from error
     if not any(parameter.requires_grad for parameter in found.parameters()):
         raise ValueError(f"policy.adapter {adapter!r} has nothing that can be trained: is it a LoRA?")
