@@ -122,6 +122,13 @@ def _add_runs(commands: Commands) -> None:
 
 def _add_looking(commands: Commands) -> None:
     """What only looks."""
+    compare = commands.add_parser(
+        "compare", help="settings x seeds from one start: table, report, nothing ranked by chance"
+    )
+    compare.add_argument("file", type=Path, metavar="FILE", help="recipe, arms, grid, seeds: see configs/compare/")
+    compare.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="default: runs/<name of the file>")
+    compare.set_defaults(run=_compare)
+
     report = commands.add_parser("report", help="one HTML page of one or several runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) run")
@@ -185,6 +192,13 @@ def _rollout(options: argparse.Namespace) -> int:
 
     print(json.dumps(rollout(options.config, options.overrides, options.output), indent=1))
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mmrl.compare import compare
+    from mmrl.recipes import find_config
+
+    return compare(find_config(str(options.file)), options.folder)
 
 
 def _report(options: argparse.Namespace) -> int:

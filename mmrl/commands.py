@@ -7,6 +7,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import yaml
@@ -53,13 +54,14 @@ def train(
     trainer = Trainer(
         parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging, experiment.stop
     )
-    summary = trainer.fit(resume)
-    if not runtime.is_main:
-        return 0
-    if trainer.interrupted:
-        print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
-        return 130
-    return _finish(loaded, run, summary, runtime)
+    with run.in_use() if runtime.is_main else nullcontext():
+        summary = trainer.fit(resume)
+        if not runtime.is_main:
+            return 0
+        if trainer.interrupted:
+            print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
+            return 130
+        return _finish(loaded, run, summary, runtime)
 
 
 def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime: Runtime) -> int:
@@ -73,7 +75,7 @@ def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime:
         "algorithm": read_yaml(run.path / "config.yaml").get("algorithm"),
         "base_policy": experiment.base_policy,
     }
-    run.write_summary({**summary, "controls": {}, "controls_cpu_s": 0.0})  # controls may be killed too
+    run.write_summary({**summary, "controls": {}, "controls_pending": True})  # controls may be killed too
     found = experiment.run_controls(runtime, float(str(summary["cpu_s"])))
     summary |= {"controls": found, "controls_cpu_s": round(_cpu_of_children() - before, 2)}
     run.write_summary(summary)

@@ -5,12 +5,14 @@ config.yaml  provenance.json  metrics.jsonl  events.*  summary.json  report.html
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -78,6 +80,21 @@ class RunFolder:
         if not found:
             raise RunFolderError(f"no run in {root}/{recipe or ''}: start one with `mmrl train CONFIG`")
         return found[-1].parent
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RunFolderError: another process trains in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(f"another process trains in {self.path}: wait for it, or stop it first") from error
+            yield
 
     def refuse_existing(self) -> None:
         """Raises RunFolderError if the folder holds a run."""

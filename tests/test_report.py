@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmrl.metrics import wilson
-from mmrl.report import findings, print_table, read_run, samples, write_report
+from mmrl.report import findings, print_table, samples, write_report
+from mmrl.run_files import read_run
 
 STEPS = 60
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"

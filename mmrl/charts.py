@@ -1,0 +1,65 @@
+"""Curves of runs as inline SVG, drawn once for light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mmrl.metrics import PARITY_LIMIT
+from mmrl.run_files import PARITY, Run
+
+INK, GRID, RUNS = "#010101", "#020202", [f"#03000{index}" for index in range(8)]
+THEME = {INK: "currentColor", GRID: "var(--grid)", **{colour: f"var(--run{i})" for i, colour in enumerate(RUNS)}}
+"""What matplotlib draws with, and the CSS that takes its place, so that one chart suits light and dark."""
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mmrl", "font.size": 9, "axes.grid": True, "grid.color": GRID}
+STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
+STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False)
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
+    """One metric of all runs as inline SVG, whose texts matplotlib has escaped; empty if no run logged it."""
+    if not any(run.series(metric)[0] for run in runs):
+        return Markup("")
+    with matplotlib.rc_context(STYLE):
+        figure, out = Figure(figsize=(4.2, 2.6), layout="constrained"), io.StringIO()
+        axes = figure.subplots()
+        axes.set(xlabel="step", ylabel=label, yscale="log" if metric == PARITY else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for run in runs:
+            _draw(axes, run, metric)
+        if metric == PARITY:
+            axes.axhline(PARITY_LIMIT, color=INK, linestyle=":")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+        axes.set_ylim(bottom=0 if metric.startswith("update/") else None)  # last: it ends autoscaling
+        figure.savefig(out, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", out.getvalue().partition("<svg ")[2], count=2)
+    for stand_in, colour in THEME.items():
+        svg = svg.replace(stand_in, colour)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{metric.replace('/', '-')}-", svg)  # ids are unique in a page
+    return Markup('<svg role="img" aria-label="{}: {}, over steps" ').format(title, label) + Markup(svg)  # noqa: S704
+
+
+def _draw(axes: Axes, run: Run, metric: str) -> None:
+    """A metric of one run: what was measured thin, and for a noisy one the running mean thick."""
+    (steps, values), colour, line = run.series(metric), RUNS[run.colour % 8], ("-", "--", ":")[run.colour // 8 % 3]
+    if metric.startswith("eval/"):
+        lows, highs = (run.series(f"{metric}/{end}")[1] for end in ("low", "high"))
+        axes.plot(steps, values, color=colour, linestyle=line, marker="o", markersize=4)
+        axes.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        return
+    window = np.ones(1 if metric == PARITY else 2 * (len(values) // 40) + 1)
+    drawn = np.maximum(values, 1e-9) if metric == PARITY else np.array(values)  # a logarithm has no 0
+    if len(window) > 1:
+        axes.plot(steps, drawn, color=colour, alpha=0.4, linewidth=0.8)
+        drawn = np.convolve(drawn, window, "same") / np.convolve(np.ones(len(drawn)), window, "same")
+    axes.plot(steps, drawn, color=colour, linestyle=line, linewidth=1.6)
