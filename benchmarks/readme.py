@@ -118,7 +118,17 @@ def main() -> None:
         if path.exists():
             block = f"<!-- figures: {name} -->\n{render(json.loads(path.read_text()))}\n<!-- /figures -->"
             text = re.sub(rf"<!-- figures: {name} -->.*?<!-- /figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
-    README.write_text(text)
+    README.write_text(with_files(text))
+
+
+def with_files(text: str) -> str:
+    """Each shown file between its markers."""
+
+    def shown(match: re.Match[str]) -> str:
+        name = match.group(1)
+        return f"<!-- file: {name} -->\n```yaml\n{(README.parent / name).read_text()}```\n<!-- /file -->"
+
+    return re.sub(r"<!-- file: (\S+) -->.*?<!-- /file -->", shown, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

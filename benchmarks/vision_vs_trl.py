@@ -118,7 +118,7 @@ def run_mmrl(folder: Path, shared: bool) -> dict[str, object]:
     for _ in range(STEPS + UNMEASURED):
         spent.update(dict.fromkeys(PHASES, 0.0))
         before = time.process_time()
-        trainer._step()
+        trainer.step()
         totals.append(time.process_time() - before)
         spent["update"] = totals[-1] - spent["generation"] - spent["logprobs"]
         phases.append(dict(spent))

@@ -161,10 +161,13 @@ def inspect(target: str, row: int) -> str:
 
 def listing() -> str:
     """Recipes with their first comment, then the parts an algorithm can be made of."""
-    lines = ["recipes"]
-    for path in sorted(recipes_folder().glob("*/*.yaml")):
-        comment = path.read_text().splitlines()[0].lstrip("# ")
-        lines.append(f"  {path.parent.name}/{path.stem:<22} {comment}")
+    files, lines = sorted(recipes_folder().glob("*/*.yaml")), []
+    for heading, of_compare in (("recipes", False), ("comparisons, for `mmrl compare`", True)):
+        lines.append(heading)
+        for path in files:
+            if (path.parent.name == "compare") == of_compare:
+                comment = path.read_text().splitlines()[0].lstrip("# ")
+                lines.append(f"  {f'{path.parent.name}/{path.stem}':<28} {comment}")
     import mmrl.advantages
     import mmrl.regularisers
     import mmrl.selectors

@@ -47,6 +47,8 @@ class RunFolder:
         Raises:
             RunFolderError: there is no such checkpoint.
         """
+        if not (self.path / "config.yaml").is_file():
+            raise RunFolderError(f"{self.path} is not the folder of a run: there is no config.yaml in it")
         newest = checkpoint.latest(self.checkpoints)
         if newest is None:
             raise RunFolderError(f"{self.path} has no checkpoint yet: continue it with `mmrl train --run DIR --resume`")

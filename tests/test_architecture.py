@@ -204,3 +204,10 @@ def test_parts_are_exported_by_name_and_listed(package: str) -> None:
         and "abc.ABC" not in {dotted(base) for base in node.bases}
     }  # fmt: skip
     assert set(exported) == defined
+
+
+def test_the_readme_shows_files_as_they_are() -> None:
+    from benchmarks.readme import with_files
+
+    text = (ROOT / "README.md").read_text()
+    assert with_files(text) == text

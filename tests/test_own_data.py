@@ -75,7 +75,7 @@ def test_held_out_questions_must_not_be_trained_on(tmp_path):
     assert sorted(e.answer for e in split.pool) == ["0", "1", "2"]
     assert [e.answer for e in split.evaluation] == ["3"]
     assert split.demonstrations == []
-    with pytest.raises(ValueError, match="1 questions stand in both"):
+    with pytest.raises(ValueError, match="1 questions stand both in"):
         HeldOutFile(held_out=JSONL(str(write(tmp_path, rows[2:], "val.jsonl")))).split(train)
 
 

@@ -274,7 +274,7 @@ def test_end_of_sequence_ends_a_row_and_counts(qwen):
     assert torch.isin(tokens[ended], torch.tensor(policy.eos_ids)).all()
     assert not drawn.truncated[ended].any()
     assert drawn.truncated[~torch.isin(tokens, torch.tensor(policy.eos_ids))].all()
-    assert not any("<|im_end|>" in text for text in texts(policy, drawn))
+    assert not any("<|im_end|>" in text for text in texts(policy, drawn.transitions.completions))
 
 
 def test_pick_follows_the_distribution_and_never_takes_the_impossible():

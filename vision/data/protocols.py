@@ -108,7 +108,7 @@ class HeldOutFile(Protocol):
         shared = {_content(example) for example in order} & {_content(example) for example in evaluation}
         if shared:
             raise ValueError(
-                f"{len(shared)} questions stand in both data.source and data.protocol.held_out, such as "
+                f"{len(shared)} questions stand both in what is trained on and in what is held out, such as "
                 f"{min(shared)[:80]!r}: evaluating on what was trained on says nothing; take them out of one"
             )
         taken: dict[str, int] = {}
