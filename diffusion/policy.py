@@ -1,0 +1,199 @@
+"""Any diffusers pipeline as a policy over denoise steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+
+from diffusion import adapters
+from diffusion.adapters import LoRA
+from diffusion.capture import denoiser_name, nested, with_guidance
+from diffusion.steppers import Stepper, stepper_for
+from diffusion.transitions import DenoiseTransitions
+from mmrl.gaussian import Reduction, log_density
+from mmrl.types import Evaluation, Policy, Transitions
+
+diffusers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which pipeline, a hub name or a folder, and what of its denoiser is trained: all of it, a new LoRA, or one to go
+    on from (a file or folder). `logprob_reduction` says whether the log-prob of a step is the mean over the dimensions
+    of its latent, as DDPO, RLCM and Flow-GRPO have it (clip ranges of 1e-4 belong to it), or the sum, the
+    density. `reference` is what a KL penalty keeps close to: the start, adapter included, or the model without any.
+    `scheduler` takes the place of the pipeline's own, by its class in diffusers; `stepper` that of the table's."""
+
+    model: str
+    adapter: LoRA | str | None = None
+    reference: Literal["start", "base"] = "start"
+    logprob_reduction: Reduction = "mean"
+    scheduler: str | None = None
+    stepper: Stepper | None = None
+
+
+class DiffusionPolicy(Policy):
+    """A pipeline whose denoiser is trained. A decision is the next latent."""
+
+    windowable = True
+
+    def __init__(self, pipeline: DiffusionPipeline, config: PolicyConfig) -> None:
+        super().__init__()
+        self.name = denoiser_name(pipeline)
+        self._pipeline = (pipeline,)  # in a tuple: encoders and autoencoder are no part of the policy
+        self.config = config
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval()
+        if config.adapter is not None:
+            adapters.put_on(pipeline, self.name, config.adapter)
+        else:
+            pipeline.components[self.name].requires_grad_(True)
+        self.denoiser: nn.Module = pipeline.components[self.name]
+        self.stepper = config.stepper or stepper_for(pipeline.scheduler)
+        if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
+            raise ValueError(f"policy.adapter {config.adapter!r} leaves nothing to train in the {self.name}")
+
+    @staticmethod
+    def load(config: PolicyConfig, **parts: object) -> DiffusionPolicy:
+        """The pipeline `config.model` in float32. `parts` are handed to `from_pretrained`.
+
+        Raises:
+            ValueError: it is neither a folder that holds a pipeline nor the name of one.
+        """
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(config.model, torch_dtype=torch.float32, **parts)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"policy.model {config.model!r} could not be loaded as a diffusers pipeline: give a folder written by "
+                f"save_pretrained, or a hub name and a network ({str(error).splitlines()[0]})"
+            ) from error
+        pipeline.set_progress_bar_config(disable=True)
+        if config.scheduler is not None:
+            pipeline.scheduler = _scheduler(config.scheduler).from_config(pipeline.scheduler.config)
+        return DiffusionPolicy(pipeline, config)
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """The whole pipeline around the denoiser."""
+        return self._pipeline[0]
+
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        """Log-probs (b, t) of the latents that were drawn at `steps`, from one flat batch of (row, step) pairs. A step
+        without noise has no density: its log-prob is 0."""
+        if not isinstance(transitions, DenoiseTransitions):
+            raise TypeError(f"DiffusionPolicy scores DenoiseTransitions, got {type(transitions).__name__}")
+        transitions = transitions.to(self.device)
+        (b, t), device = steps.shape, self.device
+        rows = torch.arange(b, device=device)[:, None].expand(b, t).flatten()
+        flat = steps.to(device).flatten()
+        output = with_guidance(self._denoise(transitions, rows, flat), transitions.call)
+        x, drawn = transitions.latents[rows, flat], transitions.latents[rows, flat + 1]
+        table = {name: values[flat] for name, values in transitions.table.items()}
+        mean, std = self.stepper.distribution(output, x, table, transitions.noisy[rows, flat])
+        std = std.expand(len(flat), *std.shape[1:])
+        means, stds, drawn = (part.unflatten(0, (b, t)) for part in (mean, std, drawn))
+        return Evaluation(logprobs=self.log_density(drawn, means, stds), means=means, stds=stds)
+
+    def log_density(self, drawn: Tensor, means: Tensor, stds: Tensor) -> Tensor:
+        """Log-prob (b, t) of latents (b, t, ...), 0 where the standard deviation is."""
+        there = stds.flatten(2)[..., 0] > 0
+        safe = torch.where(stds > 0, stds, torch.ones_like(stds))
+        found = log_density(drawn.float(), means.float(), safe.float(), self.config.logprob_reduction)
+        return torch.where(there, found, 0.0)
+
+    def _denoise(self, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> Tensor:
+        """The denoiser's output (copies x n, ...) for n pairs."""
+        call, n = transitions.call, len(rows)
+        source = transitions.inputs if transitions.inputs is not None else transitions.latents
+        arguments: dict[str, object] = dict(call.shared)
+        arguments[call.latent] = torch.cat([source[rows, steps]] * call.copies)
+        for path, by_prompt in call.prompts.items():
+            chosen = by_prompt[transitions.prompt_index[rows]]
+            arguments[path] = chosen.transpose(0, 1).flatten(0, 1)
+        for path, by_step in call.steps.items():
+            arguments[path] = torch.cat([by_step[steps]] * call.copies)
+        arguments["return_dict"] = False
+        found: Tensor = self.denoiser(**nested(arguments))[0]
+        if len(found) != call.copies * n:
+            raise RuntimeError(f"the {self.name} gave {len(found)} outputs for {call.copies * n} inputs")
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The denoiser, or only its LoRA in diffusers' form."""
+        if self.config.adapter is None:
+            self.denoiser.save_pretrained(folder)  # type: ignore[operator]
+        else:
+            adapters.save(self.pipeline, self.name, folder)
+
+    def load_weights(self, folder: Path) -> None:
+        if self.config.adapter is not None:
+            adapters.load(self.denoiser, self.name, folder)
+            return
+        saved = type(self.denoiser).from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[attr-defined]
+        self.denoiser.load_state_dict(saved.state_dict())
+
+    def reference(self) -> Policy:
+        """A frozen policy: what a KL penalty keeps close to."""
+        if self.config.adapter is None:
+            frozen = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+            return Reference(self, frozen, None)
+        if isinstance(self.config.adapter, str) and self.config.reference == "start":
+            adapters.copy_start(self.denoiser)
+            return Reference(self, None, adapters.START)
+        return Reference(self, None, None)  # a new adapter starts as none at all
+
+
+class Reference(Policy):
+    """The same policy with a frozen denoiser, another adapter, or none."""
+
+    windowable = True
+
+    def __init__(self, policy: DiffusionPolicy, denoiser: nn.Module | None, adapter: str | None) -> None:
+        super().__init__()
+        self._policy, self.denoiser, self._adapter = (policy,), denoiser, adapter
+
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        policy = self._policy[0]
+        if self.denoiser is None:
+            with adapters.using(policy.denoiser, self._adapter):
+                return self._scored(policy, transitions, steps)
+        own, policy.denoiser = policy.denoiser, self.denoiser
+        try:
+            return self._scored(policy, transitions, steps)
+        finally:
+            policy.denoiser = own
+
+    @staticmethod
+    def _scored(policy: DiffusionPolicy, transitions: Transitions, steps: Tensor) -> Evaluation:
+        found: Evaluation = policy(transitions, steps)
+        return found
+
+    def save_pretrained(self, folder: Path) -> None:
+        raise TypeError("a reference is not saved: it is made again from where the run started")
+
+    def load_weights(self, folder: Path) -> None:
+        raise TypeError("a reference is not loaded: it is made again from where the run started")
+
+
+def _scheduler(name: str) -> Callable[..., object]:
+    found = getattr(diffusers, name, None)
+    if found is None or not name.endswith("Scheduler"):
+        raise ValueError(
+            f"policy.scheduler {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler"
+        )
+    return found  # type: ignore[no-any-return]
