@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,14 @@ class DiffusionPolicy(Policy):
             raise ValueError(f"policy.adapter {config.adapter!r} leaves nothing to train in the {self.name}")
 
     @staticmethod
-    def load(config: PolicyConfig, **parts: object) -> DiffusionPolicy:
-        """The pipeline `config.model` in float32. `parts` are handed to `from_pretrained`.
+    def load(config: PolicyConfig) -> DiffusionPolicy:
+        """The pipeline `config.model` in float32.
 
         Raises:
             ValueError: it is neither a folder that holds a pipeline nor the name of one.
         """
         try:
+            parts = _absent(config.model)
             pipeline = DiffusionPipeline.from_pretrained(config.model, torch_dtype=torch.float32, **parts)
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -188,6 +190,14 @@ class Reference(Policy):
 
     def load_weights(self, folder: Path) -> None:
         raise TypeError("a reference is not loaded: it is made again from where the run started")
+
+
+def _absent(model: str) -> dict[str, None]:
+    """Parts that a pipeline was saved without; diffusers asks for them unless it is told."""
+    index = Path(model, "model_index.json")
+    if not index.is_file():
+        return {}
+    return {name: None for name, found in json.loads(index.read_text()).items() if found == [None, None]}
 
 
 def _scheduler(name: str) -> Callable[..., object]:

@@ -65,7 +65,7 @@ class Comparison:
     def beats(self, a: Arm, b: Arm) -> bool:
         """Whether a is better than b beyond doubt, all pairs taken together."""
         found = self.difference(a, b, tests=math.comb(len(self.arms), 2))
-        if found.n < FEWEST:
+        if found.n < FEWEST or found.low == found.high:  # the same difference in every seed shows no spread to judge by
             return False
         return found.low > 0 if self.higher_is_better else found.high < 0
 

@@ -33,12 +33,13 @@ class Function(RewardFunction):
         function = find_function(self.path)
         names = list(inspect.signature(function).parameters)
         if names[1:3] == DDPO:
-            return as_scores(function(list(samples.outputs), _column(samples, "question"), _rows(samples))[0])
+            return as_scores(function(list(samples.outputs), _prompts(samples), _rows(samples))[0])
         return as_scores(function(**self._arguments(function, samples)))
 
     def _arguments(self, function: Callable[..., Any], samples: Samples) -> dict[str, object]:
         given = {"completions": list(samples.outputs), **{n: list(c) for n, c in samples.columns.items()}}
-        given.setdefault("prompts", given.get("question", [""] * len(samples)))
+        given["images"] = given["completions"]
+        given.setdefault("prompts", given.get("prompt", given.get("question", [""] * len(samples))))
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             wanted: dict[str, object] = dict(given)
@@ -76,8 +77,8 @@ def as_scores(numbers: object) -> Scores:
     return Scores(values, applicable)
 
 
-def _column(samples: Samples, name: str) -> Sequence[object]:
-    return list(samples.columns.get(name, [""] * len(samples)))
+def _prompts(samples: Samples) -> Sequence[object]:
+    return list(samples.columns.get("prompt", samples.columns.get("question", [""] * len(samples))))
 
 
 def _rows(samples: Samples) -> list[dict[str, object]]:

@@ -82,6 +82,10 @@ def test_fewer_than_three_seeds_rank_nothing(values):
     assert found.sentences()[0].startswith("Nothing is ranked")
 
 
+def test_the_same_difference_in_every_seed_is_not_ranked():
+    assert Comparison([arm("a", 0.5, 0.5, 0.5), arm("b", 0.25, 0.25, 0.25)], "m").rank(arm("b", 0.25, 0.25, 0.25)) == 1
+
+
 def test_identical_arms_are_not_told_apart():
     assert not Comparison([arm("a", 0.5, 0.5, 0.5), arm("b", 0.5, 0.5, 0.5)], "m").beats(
         arm("a", 0.5, 0.5, 0.5), arm("b", 0.5, 0.5, 0.5)

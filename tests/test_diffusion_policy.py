@@ -33,8 +33,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def load(folders, kind: str, **more) -> DiffusionPolicy:
-    parts = {"text_encoder_3": None, "tokenizer_3": None} if kind == "sd3" else {}
-    return DiffusionPolicy.load(PolicyConfig(str(folders[kind]), **more), **parts).eval()
+    return DiffusionPolicy.load(PolicyConfig(str(folders[kind]), **more)).eval()
 
 
 def sampled(policy, kind: str, group: int = 2, **more) -> Drawn:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmrl.order import Shuffled
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
 from vision.data.base import Example
@@ -30,25 +31,6 @@ class RolloutConfig:
         for name in ("prompts", "group", "max_new_tokens"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
-
-
-class Shuffled:
-    """Examples in a new order each epoch, the same on every rank; remembers where it stands."""
-
-    def __init__(self, size: int, runtime: Runtime, name: str) -> None:
-        self._size, self._seed = size, runtime.fresh_generator(f"shared_{name}", shared=True).initial_seed()
-        self.drawn = 0
-
-    def take(self, count: int) -> list[int]:
-        """The next `count` indices; no example comes twice before all have come once."""
-        taken = []
-        for position in range(self.drawn, self.drawn + count):
-            epoch, place = divmod(position, self._size)
-            if place == 0 or position == self.drawn:
-                order = torch.randperm(self._size, generator=torch.Generator().manual_seed(self._seed + epoch))
-            taken.append(int(order[place]))
-        self.drawn += count
-        return taken
 
 
 class AnswerCollector(Collector):

@@ -1,0 +1,77 @@
+"""Prompts of one's own: a text file, one a line, or JSON objects with further columns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt; its columns reach rewards as keyword arguments."""
+
+    id: str
+    prompt: str
+    columns: Mapping[str, object] = field(default_factory=dict)
+
+
+def read_prompts(path: str, key: str) -> list[Asked]:
+    """The prompts of a .txt file, one a line, or of a .jsonl file, `{"prompt": ..., ...}` a line. `key` is what the
+    config calls it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: lines that cannot be used, by number, or no prompt at all.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{key} {path!r} is not there: give a .txt file of one prompt a line, or a .jsonl file")
+    found, refused = [], []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_asked(f"{file.stem}-{number}", line, file.suffix == ".jsonl"))
+        except ValueError as error:
+            refused.append(f"line {number} ({error})")
+    if refused:
+        raise ValueError(f"{key} {path}: {len(refused)} lines are refused: {', '.join(refused[:10])}")
+    if not found:
+        raise ValueError(f"{key} {path!r} is empty: write one prompt a line")
+    return found
+
+
+def _asked(name: str, line: str, as_json: bool) -> Asked:
+    if not as_json:
+        return Asked(name, line.strip())
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from error
+    if not isinstance(row, dict) or not str(row.get("prompt", "")).strip():
+        raise ValueError("no 'prompt' in it")
+    return Asked(name, str(row["prompt"]), {key: value for key, value in row.items() if key != "prompt"})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`train` is sampled from in training, `eval` is drawn before and after; no prompt stands in both."""
+
+    train: str
+    eval: str
+
+    def read(self) -> tuple[Sequence[Asked], Sequence[Asked]]:
+        """Both.
+
+        Raises:
+            ValueError: a prompt stands in both.
+        """
+        train, held_out = read_prompts(self.train, "data.train"), read_prompts(self.eval, "data.eval")
+        shared = {asked.prompt for asked in train} & {asked.prompt for asked in held_out}
+        if shared:
+            raise ValueError(
+                f"{len(shared)} prompts stand both in data.train and in data.eval, such as {min(shared)!r}"
+            )
+        return train, held_out
