@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from mmrl.testing import check_collector
 from mmrl.types import Samples
 from rewards.compose import Part, WeightedSum
 from rewards.functions import Function
-from rewards.pictures import Compressibility, Incompressibility
+from rewards.pictures import Compressibility
 from tests.tiny_pipelines import make
 
 CONFIG = """\
@@ -170,21 +169,6 @@ def test_prompts_are_refused_by_line(tmp_path):
     (tmp_path / "same.txt").write_text("a cat\n")
     with pytest.raises(ValueError, match="1 prompts stand both"):
         DataConfig(str(file), str(tmp_path / "same.txt")).read()
-
-
-def test_compressibility_is_the_size_of_the_jpeg():
-    noise = Image.effect_noise((32, 32), 80).convert("RGB")
-    flat = Image.new("RGB", (32, 32), (90, 20, 20))
-    small, large = Compressibility()(Samples([flat, noise])).values.tolist()
-    buffer = io.BytesIO()
-    noise.save(buffer, "JPEG", quality=95)
-    assert large == pytest.approx(-len(buffer.getvalue()) / 1000)
-    assert small > large
-    assert Incompressibility()(Samples([noise])).values.tolist() == pytest.approx([-large])
-    with pytest.raises(ValueError, match="reads pictures"):
-        Compressibility()(Samples(["text"]))
-    with pytest.raises(ValueError, match="quality is 100"):
-        Compressibility(quality=100)
 
 
 def test_plain_functions_get_pictures_and_prompts(tmp_path, monkeypatch):

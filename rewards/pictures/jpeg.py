@@ -1,41 +1,54 @@
-"""How well a picture compresses: DDPO's two tasks (arXiv 2305.13301, section 5.1)."""
+"""The size of a picture as JPEG: a reward that needs no model (DDPO, arXiv 2305.13301, section 5.1)."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
 
-import torch
 from PIL import Image
 
 from mmrl.types import RewardFunction, Samples, Scores
+from rewards.pictures.base import each
+
+
+def kilobytes(picture: Image.Image, quality: int = 95) -> float:
+    """The size of `picture` as JPEG, in units of 1000 bytes."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return len(buffer.getvalue()) / 1000
+
+
+def check_quality(reward: str, quality: int) -> None:
+    """That JPEG has this quality.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"{reward}.quality is {quality}: JPEG has 1 to 100, papers take 95")
 
 
 @dataclass(frozen=True)
 class Compressibility(RewardFunction):
-    """Minus the size of the picture as JPEG, in kB of 1,000 bytes."""
+    """Minus the kilobytes as JPEG."""
 
     quality: int = 95
-    sign = -1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.quality <= 95:
-            raise ValueError(f"quality is {self.quality}: give 1 to 95, as JPEG has it")
+        check_quality("Compressibility", self.quality)
 
     def __call__(self, samples: Samples) -> Scores:
-        sizes = [self._kilobytes(picture) for picture in samples.outputs]
-        return Scores(self.sign * torch.tensor(sizes), torch.ones(len(sizes), dtype=torch.bool))
-
-    def _kilobytes(self, picture: object) -> float:
-        if not isinstance(picture, Image.Image):
-            raise ValueError(f"{type(self).__name__} reads pictures, and was given {type(picture).__name__}")
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "JPEG", quality=self.quality)
-        return buffer.tell() / 1000
+        return each(samples, lambda picture: -kilobytes(picture, self.quality))
 
 
 @dataclass(frozen=True)
-class Incompressibility(Compressibility):
-    """Plus the size of the picture as JPEG, in kB."""
+class Incompressibility(RewardFunction):
+    """The kilobytes as JPEG."""
 
-    sign = 1.0
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        check_quality("Incompressibility", self.quality)
+
+    def __call__(self, samples: Samples) -> Scores:
+        return each(samples, lambda picture: kilobytes(picture, self.quality))
