@@ -35,7 +35,6 @@ class Recording:
     arguments: list[dict[str, object]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)  # of the denoiser, before guidance
     guided: list[Tensor] = field(default_factory=list)  # what the scheduler was given
-    scaled: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     means: list[Tensor] = field(default_factory=list)
     stds: list[Tensor] = field(default_factory=list)

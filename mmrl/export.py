@@ -49,15 +49,16 @@ def model_card(path: Path, found: Path, written: Exported, base: str) -> str:
     about = {"base_model": base, "library_name": written.library, "tags": ["reinforcement-learning", "mmrl"]}
     rows = [f"| {name} | {shown(before.get(name))} | {shown(reached.get(name))} |" for name in {**before, **reached}]
     parts = [f"- `{name}`: {json.dumps(part)}" for name, part in (config.get("rewards") or {}).items()]
-    said = [f"- {sentence}" for sentence in findings(run.summary)] if run.finished else []
+    of_result = run.finished and step == run.summary.get("kept_step", run.summary["steps"])
+    said = [f"- {sentence}" for sentence in findings(run.summary)] if of_result else []
     versions = ", ".join(f"{name} {version}" for name, version in (run.provenance.get("versions") or {}).items())
     return "\n".join([
         "---", yaml.safe_dump(about, sort_keys=False).rstrip(), "---", "",
         f"# {run.summary.get('recipe', path.name)}, step {step}", "",
         f"Trained by reinforcement learning with mmrl from `{base}`, {step} steps, seed {run.summary.get('seed')}.", "",
         "## Use", "", "```python", written.usage.rstrip(), "```", "",
-        "## Figures", "", "Held out, 95 % intervals in brackets, before and at this checkpoint.", "",
-        "| metric | before | here |", "|---|---|---|", *rows, "", *said, "",
+        "## Figures", "", "Held out, with 95 % intervals: before, and at the last evaluation up to this step.", "",
+        "| metric | before | then |", "|---|---|---|", *rows, "", *said, "",
         "## Reward", "", *parts, "",
         "## Data", "", "```yaml", yaml.safe_dump(config.get("data"), sort_keys=False).rstrip(), "```", "",
         "## Provenance", "",

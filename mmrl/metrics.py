@@ -98,11 +98,12 @@ def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:
 
 
 def mean_of(values: Tensor, applicable: Tensor, z: float = 1.96) -> Estimate:
-    """Mean of the applicable values (N,) with its 95 % interval: Wilson's for 0 or 1, else the normal one."""
+    """Mean of the applicable values (N,) with its 95 % interval: Wilson's for 0 or 1, else the normal one. A single
+    value has no spread to tell an interval from: a point, with n = 1."""
     kept = values[applicable].double()
     if bool(((kept == 0) | (kept == 1)).all()):
         return wilson(float(kept.sum()), len(kept))
-    half = z * float(kept.std()) / math.sqrt(len(kept)) if len(kept) > 1 else math.inf
+    half = z * float(kept.std()) / math.sqrt(len(kept)) if len(kept) > 1 else 0.0
     mean = float(kept.mean())
     return Estimate(mean, mean - half, mean + half, len(kept))
 

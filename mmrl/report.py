@@ -84,6 +84,8 @@ def findings(summary: Mapping[str, object]) -> list[str]:
 
 
 def _overlap(a: Estimate, b: Estimate) -> str:
+    if 1 in (a.n, b.n):
+        return "from a single case, so this may be chance"
     apart = a.low > b.high or b.low > a.high
     return "the 95 % intervals do not overlap" if apart else "the 95 % intervals overlap, so this may be chance"
 

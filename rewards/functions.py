@@ -38,7 +38,7 @@ class Function(RewardFunction):
 
     def _arguments(self, function: Callable[..., Any], samples: Samples) -> dict[str, object]:
         given = {"completions": list(samples.outputs), **{n: list(c) for n, c in samples.columns.items()}}
-        given["images"] = given["completions"]
+        given.setdefault("images", given["completions"])  # a column of that name is the user's
         given.setdefault("prompts", given.get("prompt", given.get("question", [""] * len(samples))))
         parameters = inspect.signature(function).parameters.values()
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):

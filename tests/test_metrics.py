@@ -173,3 +173,17 @@ def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ModuleNotFoundError, match="pip install wandb"):
         MetricWriter(tmp_path, wandb_project="mine")
+
+
+def test_a_mean_has_the_interval_that_its_values_allow():
+    from mmrl.metrics import mean_of
+
+    applies = torch.tensor([True, True, True, False])
+    found = mean_of(torch.tensor([1.0, 2.0, 3.0, 99.0]), applies)
+    half = 1.96 * 1.0 / math.sqrt(3)
+    assert (found.value, found.n) == (2.0, 3)
+    assert (found.low, found.high) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert mean_of(torch.tensor([1.0, 0.0, 1.0, 0.5]), applies) == wilson(2, 3)
+    single = mean_of(torch.tensor([0.3]), torch.tensor([True]))
+    assert (single.low, single.high, single.n) == (single.value, single.value, 1)  # finite, for charts and JSON
+    assert mean_of(torch.tensor([0.3]), torch.tensor([False])).n == 0

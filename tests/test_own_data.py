@@ -93,6 +93,11 @@ def test_functions_get_columns_by_name_and_may_not_apply(tmp_path, monkeypatch):
     assert scores.values.tolist() == [0.0, 2.0]
     assert scores.applicable.tolist() == [False, True]
     assert Function("my_reward.ddpo")(samples).values.tolist() == [0.0, 1.0]
+    own = Samples(["a"], {"answer": ["a"], "images": [["mine.png"]]})
+    (tmp_path / "my_images.py").write_text(
+        "def mine(images, **row):\n    return [float(i == ['mine.png']) for i in images]\n"
+    )
+    assert Function("my_images.mine")(own).values.tolist() == [1.0]  # a column called images stays the user's
     both = WeightedSum({"n": Part("my_reward.named", 2.0), "e": Part("my_reward.everything")})(samples)
     assert both.values.tolist() == [2.0, 2.0]
     with pytest.raises(RewardError, match=r"asks for \['colour'\], and the data has"):

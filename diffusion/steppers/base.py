@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from diffusers import SchedulerMixin
@@ -61,9 +60,6 @@ def refuse(scheduler: SchedulerMixin, **unwanted: object) -> None:
                 f"{type(scheduler).__name__} has {name}={found!r}, which would change what the Gaussian drew: "
                 f"set it to {harmless!r} in the pipeline's scheduler config"
             )
-
-
-Prediction = Literal["epsilon", "sample", "v_prediction"]
 
 
 def clean_of(output: Tensor, x: Tensor, alpha: Tensor, kind: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from diffusion.steppers.base import Stepper, Table, UnknownScheduler, alphas, clean_of, kind_code, refuse, spread
+from diffusion.steppers.base import Stepper, Table, alphas, clean_of, kind_code, refuse, spread
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class LCM(Stepper):
         skip, out = (torch.tensor([float(s[i]) for s in scalings], dtype=torch.float64) for i in range(2))
         following = torch.cat([known[steps[1:]], torch.ones(1, dtype=torch.float64)])  # the last: f itself
         kinds = ("epsilon", "sample", "v_prediction").index(kind_code(scheduler))
-        if len(steps) < 1:
-            raise UnknownScheduler("LCM needs at least one step")
         return {
             "alpha": known[steps], "alpha_next": following, "skip": skip, "out": out,
             "kind": torch.full_like(following, kinds),
