@@ -58,6 +58,9 @@ class Trainer:
         self._check()
         parts.policy.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
+        parts.policy.report_outcome = parts.algorithm.needs_outcome
+        if parts.algorithm.needs_exact_kl and parts.reference is not None:
+            parts.policy.kl_reference = (parts.reference,)
         trainable = [p for p in parts.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
@@ -69,7 +72,7 @@ class Trainer:
 
     def _check(self) -> None:
         policy, algorithm = self.parts.policy, self.parts.algorithm
-        if algorithm.needs_reference and self.parts.reference is None:
+        if (algorithm.needs_reference or algorithm.needs_exact_kl) and self.parts.reference is None:
             raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
         windows = self.train.update.micro_steps is not None
         if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
@@ -96,6 +99,7 @@ class Trainer:
                 metrics = self.step()
                 self.state.cpu_s += time.process_time() - cpu
                 self.state.wall_s += time.perf_counter() - wall
+                metrics["time/cpu"] = self.state.cpu_s
                 self._log(writer, metrics, bar)
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
