@@ -24,7 +24,7 @@ from benchmarks.common import RESULTS, spread, write
 ROOT = Path("runs/benchmark_diffusion")
 SEEDS, CHOOSING = (0, 1, 2), 100
 RATES = {"rlcm": (2.5e-5, 5e-5, 1e-4), "ddpo": (5e-5, 1e-4, 2e-4), "pathwise": (2.5e-5, 5e-5, 1e-4)}
-KL = "algorithm.regularisers=[{class_path: mmrl.regularisers.ExactKL, init_args: {coef: 5.0}}]"
+KL = "algorithm.regularisers=[{class_path: mmrl.regularisers.ExactKL, init_args: {coef: 0.1}}]"
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Watch:
         wanted, evaluated = self.saving.best, any(name.startswith("eval/") for name in metrics)
         if wanted is None or not evaluated or (state.step == 0 and find_metric(wanted, metrics) is None):
             return False
-        if any(state.watched.get(repr(rule), {}).get("in_a_row", 0.0) > 0 for rule in self.rules):
+        if state.step > 0 and any(state.watched.get(repr(rule), {}).get("in_a_row", 0.0) > 0 for rule in self.rules):
             return False
         value = metrics[require_metric(wanted, "save.best", metrics)]
         better = value < state.best_value if self.saving.lowest else value > state.best_value

@@ -15,6 +15,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+PER_DECISION = (
+    "mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends",
+)  # fmt: skip
+"""Fields of a Rollout that are (B, T) as its log-probs are."""
+
 
 class Transitions(abc.ABC):
     """What a policy needs in order to score recorded decisions again; owned by a domain."""
@@ -66,17 +71,8 @@ class Rollout:
 
     def __post_init__(self) -> None:
         shape = self.logprobs.shape
-        per_decision = {
-            "mask": self.mask,
-            "alive": self.alive,
-            "rewards": self.rewards,
-            "discounts": self.discounts,
-            "values": self.values,
-            "ref_logprobs": self.ref_logprobs,
-            "behaviour_logprobs": self.behaviour_logprobs,
-            "chain_ends": self.chain_ends,
-        }
-        for name, tensor in per_decision.items():
+        for name in PER_DECISION:
+            tensor = vars(self)[name]
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(
                     f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -38,7 +39,7 @@ def train_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
     trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", show_progress=False)
     words.train_from_iterator(texts, trainer)
-    merges = [tuple(pair) for pair in json.loads(words.to_str())["model"]["merges"]]
+    merges: Any = [tuple(pair) for pair in json.loads(words.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [START, END, *letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
@@ -65,7 +66,7 @@ def make(folder: Path, seed: int, steps: int, lr: float, progress: bool = True) 
     tokenizer = train_tokenizer(emoji.captions())
     about = settings(tokenizer)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = open_clip.CLIP(**about)
     tokens = torch.tensor(tokenizer(emoji.captions(), padding="max_length").input_ids)
     _train(model, tokens, seed, steps, lr, progress)
@@ -80,13 +81,13 @@ def make(folder: Path, seed: int, steps: int, lr: float, progress: bool = True) 
     with torch.no_grad():
         pictures, texts, _ = model(held_out, tokens)
     right = (pictures @ texts.T).argmax(-1) == torch.arange(len(tokens)).repeat(4)
-    head = _fit_head(model.encode_image, seed)
-    save_file(head["weights"], folder / "aesthetic.safetensors")
+    weights, correlation = _fit_head(model.encode_image, seed)
+    save_file(weights, folder / "aesthetic.safetensors")
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "accuracy_96_captions": float(right.float().mean()),
         "held_out_pictures": len(held_out),
-        "aesthetic_correlation": head["correlation"],
+        "aesthetic_correlation": correlation,
     }
 
 
@@ -115,7 +116,7 @@ def colourfulness(picture: Image.Image) -> float:
     return float(np.hypot(one.std(), two.std()) + 0.3 * np.hypot(one.mean(), two.mean()))
 
 
-def _fit_head(encode: Callable[[Tensor], Tensor], seed: int) -> dict[str, object]:
+def _fit_head(encode: Callable[[Tensor], Tensor], seed: int) -> tuple[dict[str, Tensor], float]:
     """A linear head from unit vectors to colourfulness by ridge regression, and its correlation on other pictures."""
 
     def known(per_caption: int, number: int) -> tuple[Tensor, Tensor]:
@@ -130,4 +131,4 @@ def _fit_head(encode: Callable[[Tensor], Tensor], seed: int) -> dict[str, object
     others, truth = known(2, seed + 4_000_000)
     found = others @ solved[:-1] + solved[-1]
     weights = {"weight": solved[None, :-1].float().contiguous(), "bias": solved[-1:].float()}
-    return {"weights": weights, "correlation": float(torch.corrcoef(torch.stack([found, truth]))[0, 1])}
+    return weights, float(torch.corrcoef(torch.stack([found, truth]))[0, 1])
