@@ -31,15 +31,22 @@ check: setup
 bench: setup
 	$(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e ".[dev,bench]"
 	$(BIN)/python -m benchmarks.vision_vs_trl
+	$(BIN)/python -m benchmarks.diffusion_vs_trl
+	$(BIN)/python -m benchmarks.diffusion_vs_trl --shape wide
 
-# Makes the shipped weights again.
+# Makes the shipped weights again: half an hour of CPU.
 assets: setup
-	$(BIN)/mmrl warmup configs/vision/warmup_digits.yaml
+	$(BIN)/mmrl warmup vision/warmup_digits
+	$(BIN)/mmrl warmup diffusion/warmup_clip_a
+	$(BIN)/mmrl warmup diffusion/warmup_clip_b
+	$(BIN)/mmrl warmup diffusion/warmup_unet
+	$(BIN)/mmrl warmup diffusion/warmup_flow
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.readme
 
 clean:

@@ -1,7 +1,8 @@
-"""`make demo`: one small real model learns, beside its controls, on a laptop CPU.
+"""`make demo`: small real models learn, on a laptop CPU.
 
-Trains No-Thinking-CLS-RL on handwritten digits from the shipped 4-shot start, then supervised learning with
-the same CPU seconds, then prints the table and writes the HTML report. The folder of the last demo is replaced.
+No-Thinking-CLS-RL on handwritten digits from the shipped 4-shot start, then supervised learning with the same CPU
+seconds; RLCM on the small consistency model, with KL and a stop rule. Each writes its HTML report. The folders of the
+last demo are replaced.
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ from pathlib import Path
 
 from mmrl.cli import main
 
-RUN = Path("runs/demo/digits")
+RUNS = {
+    Path("runs/demo/digits"): ["vision/cls_rl_nothink", "controls=all"],
+    Path("runs/demo/rlcm"): ["diffusion/rlcm_compress"],
+}
+
+
+def demo() -> int:
+    """The exit status of the first run that fails."""
+    for folder, words in RUNS.items():
+        if folder.exists():  # the demo's own folder, made by this command
+            shutil.rmtree(folder)
+        print(f"\n{' '.join(words)}")
+        if status := main(["train", *words, "--run", str(folder)]):
+            return status
+    print("\nopen " + " and ".join(f"{folder}/report.html" for folder in RUNS))
+    return 0
+
 
 if __name__ == "__main__":
-    if RUN.exists():  # the demo's own folder, made by this command
-        shutil.rmtree(RUN)
-    sys.exit(main(["train", "vision/cls_rl_nothink", "controls=all", "--run", str(RUN)]))
+    sys.exit(demo())

@@ -127,12 +127,12 @@ def run_mmrl(folder: Path, small: bool) -> dict[str, object]:
     from mmrl.advantages import GroupRelative
     from mmrl.aggregates import TokenMean
     from mmrl.algorithm import Algorithm
+    from mmrl.batching import UpdateConfig
     from mmrl.runtime import Runtime, RuntimeConfig
     from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
     from mmrl.surrogates import PPOClip
     from mmrl.trainer import Parts, Trainer
     from mmrl.types import Evaluator
-    from mmrl.update import UpdateConfig
     from rewards.pictures import Compressibility
 
     class Untied(Compressibility):

@@ -87,20 +87,23 @@ def using(denoiser: nn.Module, name: str | None) -> Iterator[None]:
 
 def save(pipeline: DiffusionPipeline, name: str, folder: Path) -> None:
     """Write the trained adapter so that a plain pipeline's `load_lora_weights(folder)` reads it, alpha included."""
-    denoiser = pipeline.components[name]
-    state = {k: v.contiguous() for k, v in get_peft_model_state_dict(denoiser, adapter_name=TRAINED).items()}
-    config = denoiser.peft_config[TRAINED].to_dict()
-    plain = {k: v for k, v in config.items() if v is None or isinstance(v, (int, float, str, bool, dict))}
-    about = {**plain, "target_modules": sorted(config["target_modules"])}
-    pipeline.save_lora_weights(
-        folder, **{f"{name}_lora_layers": state, f"{name}_lora_adapter_metadata": about}, safe_serialization=True
-    )
+    told: dict[str, object] = {}
+    for part in (name, "text_encoder", "text_encoder_2"):  # the file that was gone on from may have had some of these
+        module = pipeline.components.get(part)
+        if TRAINED not in getattr(module, "peft_config", {}):
+            continue
+        state = {k: v.contiguous() for k, v in get_peft_model_state_dict(module, adapter_name=TRAINED).items()}
+        config = module.peft_config[TRAINED].to_dict()
+        plain = {k: v for k, v in config.items() if v is None or isinstance(v, (int, float, str, bool, dict))}
+        about = {**plain, "target_modules": sorted(config["target_modules"])}
+        told |= {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": about}
+    pipeline.save_lora_weights(folder, **told, safe_serialization=True)
 
 
 def load(denoiser: nn.Module, name: str, folder: Path) -> None:
     """Read back, exactly, what `save` wrote."""
     state = load_file(folder / WEIGHTS)
-    own = {key.removeprefix(f"{name}."): value for key, value in state.items()}
+    own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
     found = set_peft_model_state_dict(denoiser, own, adapter_name=TRAINED)
     if found is not None and found.unexpected_keys:
         raise ValueError(f"{folder} holds a LoRA of other modules, such as {found.unexpected_keys[0]}")

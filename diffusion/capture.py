@@ -21,6 +21,9 @@ from diffusion.prompts import Asked
 from diffusion.steppers import Stepper
 from diffusion.transitions import Call, DenoiseTransitions
 
+POSITIONS = ("img_ids", "txt_ids")
+"""Arguments of (tokens, 3), whatever the number of rows, which can be the same."""
+
 
 class CannotReplay(ValueError):
     """A pipeline does something that cannot be done again in training."""
@@ -224,7 +227,7 @@ def _sorted_arguments(
             shared[path] = value
         else:
             still = all(other is value or torch.equal(other, value) for other in seen)  # type: ignore[arg-type]
-            batched = value.ndim > 0 and len(value) == rows * copies
+            batched = value.ndim > 0 and len(value) == rows * copies and path not in POSITIONS
             if batched and still:
                 halves = _halves(value, copies)
                 by_prompt[path] = halves[chosen]

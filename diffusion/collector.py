@@ -7,13 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import Asked, as_samples
 from diffusion.sampling import Drawn, SamplingConfig, draw, joined
 from mmrl.order import Shuffled
 from mmrl.runtime import Runtime
-from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores
+from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class PictureCollector(Collector):
         self.prompts, self.reward, self.config = prompts, reward, config
         self.sampling, self.runtime = sampling, runtime
         self._order = Shuffled(len(prompts), runtime, "prompts")
+        self.pictures: list[Image.Image] = []
+        """Of the last rollout, row by row."""
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, DiffusionPolicy)
@@ -57,6 +60,7 @@ class PictureCollector(Collector):
         places = range(self.runtime.rank, len(taken), self.runtime.world)
         chosen = [self.prompts[taken[place]] for place in places]
         drawn, scores = self._drawn_and_rewarded(policy, chosen, generator)
+        self.pictures = drawn.pictures
         device = drawn.logprobs.device
         alive = scores.applicable.to(device)[:, None].expand_as(drawn.mask)
         rewards = torch.zeros_like(drawn.logprobs)
@@ -83,12 +87,21 @@ class PictureCollector(Collector):
         with ThreadPoolExecutor(1) as background:
             waiting: list[Future[Scores]] = []
             for start in range(0, len(asked), size):
+                if any(future.done() and future.exception() for future in waiting):
+                    break  # known below, before more is drawn
                 portion = asked[start : start + size]
                 parts.append(draw(policy, portion, self.config.group, self.sampling, generator, window))
                 rows = [one for one in portion for _ in range(self.config.group)]
-                waiting.append(background.submit(self.reward, as_samples(rows, parts[-1].pictures)))
+                samples = as_samples(rows, parts[-1].pictures)
+                waiting.append(background.submit(self._rewarded, samples, tuple(waiting)))
             scores = [future.result() for future in waiting]
         return joined(parts), joined_scores(scores)
+
+    def _rewarded(self, samples: Samples, earlier: Sequence[Future[Scores]]) -> Scores:
+        """Scores, unless an earlier portion has none: a judge that is lost would be waited for again and again."""
+        for future in earlier:
+            future.result()
+        return self.reward(samples)
 
     def state_dict(self) -> dict[str, object]:
         return {"drawn": self._order.drawn}

@@ -76,7 +76,7 @@ def _joined(found: Sequence[Encoded], pipeline: DiffusionPipeline) -> Encoded | 
             parts.append(first)
         elif any(one.shape != first.shape for one in several):
             return None
-        elif len(first) == 1:
+        elif len(first) == 1 and first.shape[1:] != (3,):  # (1, 3) is the position of a lone token
             parts.append(torch.cat(several).to(device))
         elif all(torch.equal(one, first) for one in several):  # positions, the same for all
             parts.append(first.to(device))

@@ -38,6 +38,10 @@ class SheetConfig:
     size: tuple[int, int] | None = None
     seeds: tuple[int, ...] = (1,)
 
+    def __post_init__(self) -> None:
+        if self.scheduler is not None:
+            scheduler_class(self.scheduler, "sheet.scheduler")
+
     def sampling(self, config: SamplingConfig) -> SamplingConfig:
         """The same in the terms of `sampling`."""
         changed = {name: vars(self)[name] for name in ("steps", "guidance", "size") if vars(self)[name] is not None}
@@ -77,10 +81,10 @@ class PictureEvaluator(Evaluator):
         for name, metric in {**self.metrics, **watchdogs}.items():
             measured = checked(name, metric, samples, "evaluate.metrics")
             if name not in watchdogs or bool(measured.applicable.any()):  # one picture alone has no diversity
-                found[name] = mean_of(measured.values, measured.applicable)
+                found[name] = mean_of(measured.values, measured.applicable, cases=name in self.metrics)
         if divergence:
             values = torch.cat(divergence).cpu()
-            found["kl"] = mean_of(values, torch.ones(len(values), dtype=torch.bool))
+            found["kl"] = mean_of(values, torch.ones(len(values), dtype=torch.bool), cases=False)
         return found
 
     def _drawn(
@@ -128,7 +132,7 @@ class PictureEvaluator(Evaluator):
         sampling, pipeline = self.sheet.sampling(self.sampling), policy.placed_pipeline()
         own, found = pipeline.scheduler, []
         if self.sheet.scheduler is not None:
-            pipeline.scheduler = scheduler_class(self.sheet.scheduler).from_config(own.config)
+            pipeline.scheduler = scheduler_class(self.sheet.scheduler, "sheet.scheduler").from_config(own.config)
         try:
             for asked in prompts:
                 noise = torch.Generator(policy.device).manual_seed(seed)  # a prompt's noise does not hang on the others
@@ -148,7 +152,8 @@ def kl_to(reference: Policy, policy: DiffusionPolicy, drawn: Drawn) -> Tensor:
     the dimensions of a latent as `logprob_reduction` has it."""
     transitions = drawn.transitions
     steps = torch.arange(transitions.noisy.shape[1], device=policy.device).expand(len(transitions), -1)
-    ours, theirs = policy(transitions, steps), reference(transitions, steps)
+    with policy.log_probs_alone():
+        ours, theirs = policy(transitions, steps), reference(transitions, steps)
     assert ours.means is not None
     assert ours.stds is not None
     assert theirs.means is not None

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from diffusion import example, trial
 from diffusion.collector import PictureCollector, RolloutConfig
 from diffusion.evaluation import WATCHED, PictureEvaluator, SheetConfig, Watched
 from diffusion.policy import DiffusionPolicy, PolicyConfig
@@ -17,7 +18,7 @@ from diffusion.warmup import Making
 from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
-from mmrl.experiment import Exported
+from mmrl.experiment import Exported, Trial
 from mmrl.metrics import rollout_metrics
 from mmrl.recipes import existing_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
@@ -31,13 +32,13 @@ from rewards.pictures.base import differentiable
 LORA = """\
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained({base!r})
+pipeline = DiffusionPipeline.from_pretrained({base!r}{absent})
 pipeline.load_lora_weights("PATH")
 """
 WHOLE = """\
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("PATH")
+pipeline = DiffusionPipeline.from_pretrained("PATH"{absent})
 """
 
 
@@ -100,18 +101,26 @@ class Experiment(experiment.Experiment):
         (output / "rollout.json").write_text(json.dumps(figures, indent=1))
         return dict(figures)
 
+    def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
+        return trial.try_out(self, runtime, parts)
+
+    @staticmethod
+    def write_example(folder: Path) -> None:
+        example.write(folder)
+
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         assert isinstance(policy, DiffusionPolicy)
         if dtype is not None:
             raise ValueError("--dtype is of experiment vision alone: diffusers casts as it loads (torch_dtype)")
+        absent = "".join(f", {name}=None" for name in policy.absent())
         if self.policy.adapter is not None and not merge:
             policy.save_pretrained(folder)
-            return Exported("diffusers", LORA.format(base=self.policy.model))
+            return Exported("diffusers", LORA.format(base=self.policy.model, absent=absent))
         if self.policy.adapter is not None:
             policy.pipeline.fuse_lora()
             policy.pipeline.unload_lora_weights()
         policy.pipeline.save_pretrained(folder)
-        return Exported("diffusers", WHOLE)
+        return Exported("diffusers", WHOLE.format(absent=absent))
 
 
 @dataclass(frozen=True)

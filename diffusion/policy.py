@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,11 @@ class DiffusionPolicy(Policy):
             adapters.put_on(pipeline, self.name, config.adapter)
         else:
             pipeline.components[self.name].requires_grad_(True)
+        if not any(isinstance(pipeline.components.get(f"text_encoder{end}"), nn.Module) for end in ("", "_2", "_3")):
+            raise ValueError(
+                f"policy.model {config.model!r} is a {type(pipeline).__name__} without a text encoder, which could not "
+                "draw prompts: give a text-to-image pipeline with all its parts"
+            )
         self.denoiser: nn.Module = pipeline.components[self.name]
         self.stepper = config.stepper or stepper_for(pipeline.scheduler)
         self.differentiable_reward: Callable[[Tensor, Samples], Tensor] | None = None
@@ -91,7 +97,9 @@ class DiffusionPolicy(Policy):
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         if config.scheduler is not None:
-            pipeline.scheduler = scheduler_class(config.scheduler).from_config(pipeline.scheduler.config)
+            pipeline.scheduler = scheduler_class(config.scheduler, "policy.scheduler").from_config(
+                pipeline.scheduler.config
+            )
         if config.attention == "xformers":
             _use_xformers(pipeline)
         return DiffusionPolicy(pipeline, config)
@@ -100,6 +108,11 @@ class DiffusionPolicy(Policy):
     def pipeline(self) -> DiffusionPipeline:
         """The whole pipeline around the denoiser."""
         return self._pipeline[0]
+
+    def absent(self) -> list[str]:
+        """Parts that diffusers wants to be told of when it loads this pipeline, since it was saved without them."""
+        optional = type(self.pipeline)._optional_components
+        return [name for name, part in self.pipeline.components.items() if part is None and name not in optional]
 
     def placed_pipeline(self) -> DiffusionPipeline:
         """The pipeline, ready to draw where the denoiser is; encoders and autoencoder come after it, or only when they
@@ -134,6 +147,16 @@ class DiffusionPolicy(Policy):
             divergence = self.divergence(means, theirs, stds)
         logprobs = self.log_density(drawn, means, stds)
         return Evaluation(logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome)
+
+    @contextmanager
+    def log_probs_alone(self) -> Iterator[None]:
+        """Inside, an evaluation holds neither a KL nor an outcome's reward."""
+        asked = self.kl_reference, self.report_outcome
+        self.kl_reference, self.report_outcome = (), False
+        try:
+            yield
+        finally:
+            self.kl_reference, self.report_outcome = asked
 
     def gaussian(self, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (n, ...) and standard deviation (n, 1, ...) of the latents after `steps` (n,) of `rows` (n,)."""
@@ -239,12 +262,8 @@ class Reference(Policy):
 
     @staticmethod
     def _scored(policy: DiffusionPolicy, transitions: Transitions, steps: Tensor) -> Evaluation:
-        asked = policy.kl_reference, policy.report_outcome
-        policy.kl_reference, policy.report_outcome = (), False
-        try:
+        with policy.log_probs_alone():
             found: Evaluation = policy(transitions, steps)
-        finally:
-            policy.kl_reference, policy.report_outcome = asked
         return found
 
     def save_pretrained(self, folder: Path) -> None:
@@ -262,17 +281,15 @@ def _absent(model: str) -> dict[str, None]:
     return {name: None for name, found in json.loads(index.read_text()).items() if found == [None, None]}
 
 
-def scheduler_class(name: str) -> Callable[..., object]:
-    """The class of diffusers called `name`.
+def scheduler_class(name: str, key: str) -> Callable[..., object]:
+    """The class of diffusers called `name`, which the config has under `key`.
 
     Raises:
         ValueError: there is none.
     """
     found = getattr(diffusers, name, None)
     if found is None or not name.endswith("Scheduler"):
-        raise ValueError(
-            f"policy.scheduler {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler"
-        )
+        raise ValueError(f"{key} {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler")
     return found  # type: ignore[no-any-return]
 
 

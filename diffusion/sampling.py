@@ -78,6 +78,8 @@ def draw(
     options = call_options(policy, config)
     window = window or config.window(generator)
     texts = [asked[number].prompt for number in index]
+    if isinstance(options.get("negative_prompt"), str):  # some pipelines want as many as there are prompts
+        options["negative_prompt"] = [options["negative_prompt"]] * len(texts)
     with policy.encoded.around(pipeline), recording(pipeline, policy.stepper, generator, window) as record:
         found = pipeline(
             prompt=texts, num_inference_steps=config.steps, output_type="pil", generator=generator, **options
@@ -85,13 +87,13 @@ def draw(
     transitions = transitions_of(record, index, asked, float(getattr(pipeline, "guidance_scale", 1.0)))
     latents, means, stds = transitions.latents[:, 1:], torch.stack(record.means, 1), torch.stack(record.stds, 1)
     stds = stds.expand(len(index), *stds.shape[1:])
-    random = stds.flatten(2)[..., 0] > 0
-    mask = random if window is None else random & torch.tensor([window], device=random.device)
+    noisy = stds.flatten(2)[..., 0] > 0
+    mask = noisy if window is None else noisy & torch.tensor([window], device=noisy.device)
     if policy.report_outcome:  # the last step is the one that is trained: its outcome is differentiated
         check_decoding(record, pipeline.vae)
-        if bool(random[:, -1].any()):
+        if bool(noisy[:, -1].any()):
             raise ValueError("Pathwise differentiates a last step without noise, and this sampler's has some")
-        mask = torch.arange(random.shape[1], device=random.device).expand_as(random) == random.shape[1] - 1
+        mask = torch.arange(noisy.shape[1], device=noisy.device).expand_as(noisy) == noisy.shape[1] - 1
     logprobs = torch.where(mask, policy.log_density(latents, means, stds), 0.0)
     return Drawn(list(found.images), transitions, logprobs, mask)
 

@@ -218,7 +218,9 @@ def _fit(
 ) -> None:  # fmt: skip
     known = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(known, fit.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.lr, fit.steps, pct_start=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, fit.lr, fit.steps, pct_start=max(0.05, 2 / fit.steps) if fit.steps > 2 else 0.5
+    )
     with tqdm(total=fit.steps, disable=not progress, unit="step") as bar:
         for _ in range(fit.steps):
             found = loss()

@@ -9,33 +9,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from mmrl import checkpoint
 from mmrl.config import load
-from mmrl.experiment import Experiment, Trial, Tried
-from mmrl.masked import group_varies
+from mmrl.experiment import Experiment, Trial
+from mmrl.masked import group_std, group_varies
 from mmrl.runtime import Runtime
 from mmrl.trainer import Trainer
+from mmrl.types import Rollout
 
 TOO_HARD, TOO_EASY = 0.20, 0.95
 """Sampled success outside of which RL learns little: almost every group is then all wrong, or all right."""
+MANY_FLAT, LITTLE_SPREAD = 0.5, 0.05
+"""Share of groups without spread from which on, and spread in a group, as a share of that between all outputs, up to
+which, RL learns slowly from a reward that calls nothing right or wrong."""
 SHOWN = 3
 """Best and worst outputs shown."""
+SHEET = Path("check.png")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Shares of groups whose rewards are all the same."""
+    """Shares of groups whose rewards are all the same, and what their outputs are: right, wrong, or neither."""
 
     all_right: float
     all_wrong: float
+    neither: float = 0.0
 
     @property
     def zero_spread(self) -> float:
         """Nothing to learn from."""
-        return self.all_right + self.all_wrong
+        return self.all_right + self.all_wrong + self.neither
+
+    def __str__(self) -> str:
+        judged = self.all_wrong + self.all_right > 0
+        kinds = f" (all wrong {self.all_wrong:.0%}, all right {self.all_right:.0%})" if judged else ""
+        return f"zero-spread groups {self.zero_spread:.0%}{kinds}"
 
 
 def check(config: str, overrides: Sequence[str]) -> None:
@@ -49,13 +59,10 @@ def check(config: str, overrides: Sequence[str]) -> None:
         parts, experiment.train, runtime, None, experiment.evaluate, experiment.save, None, experiment.stop
     )
     trial = experiment.try_out(runtime, parts)
-    groups = zero_spread(trial)
     console.print(f"data      {trial.data}")
-    shares = " · ".join(f"{name} {share:.2f}" for name, share in trial.figures.items())
-    console.print(
-        f"sampled   {shares} · zero-spread groups {groups.zero_spread:.0%} (all wrong {groups.all_wrong:.0%}, "
-        f"all right {groups.all_right:.0%})   {verdict(trial)}"
-    )
+    shares = "".join(f"{name} {share:.2f} · " for name, share in trial.figures.items())
+    groups = zero_spread(trial)
+    console.print(f"sampled   {shares}{groups}   {verdict(trial, groups)}")
     console.print(f"reward    {rewards(trial)}")
     seconds = _timed_step(trainer)
     _timed_step(Trainer(replace(parts, collector=trial.largest), experiment.train, runtime))
@@ -65,26 +72,40 @@ def check(config: str, overrides: Sequence[str]) -> None:
     )
     console.print(f"time      {whole_run(experiment, seconds, trial.evaluation_s)}")
     console.print(f"disk      {_disk(trainer, experiment)}")
-    console.print("", *_shown(trial), sep="\n")
+    for word, said in trial.lines().items():
+        console.print(f"{word:<9} {said}")
+    order = _best_first(trial)
+    if trial.draw_sheet is not None and order:
+        trial.draw_sheet(order, SHEET)
+        console.print(f"pictures  {len(order)}, the best first: {SHEET}")
+    console.print("", *_shown(trial, order), sep="\n")
 
 
 def zero_spread(trial: Trial) -> Groups:
     """How many groups of the rollout teach nothing, and why."""
     rollout = trial.rollout
-    valid, right = rollout.alive.any(-1), torch.tensor([tried.right for tried in trial.tried])
+    valid = rollout.alive.any(-1)
     same = ~group_varies(rollout.returns(), valid, rollout.group_ids)
-    groups = rollout.group_ids.unique()
-    flat = [bool(same[rollout.group_ids == g].all()) for g in groups]
-    good = [bool(right[rollout.group_ids.cpu() == int(g)].all()) for g in groups]
-    return Groups(
-        sum(f and g for f, g in zip(flat, good, strict=True)) / len(groups),
-        sum(f and not g for f, g in zip(flat, good, strict=True)) / len(groups),
-    )
+    groups, found = rollout.group_ids.unique(), {"right": 0, "wrong": 0, "neither": 0}
+    for group in groups:
+        members = (rollout.group_ids == group).nonzero()[:, 0].tolist()
+        if bool(same[members].all()):
+            marks = [trial.tried[row].right for row in members]
+            found["neither" if None in marks else "right" if all(marks) else "wrong"] += 1
+    return Groups(*(count / len(groups) for count in found.values()))
 
 
-def verdict(trial: Trial) -> str:
-    """Whether to start: reinforcement learns from what the policy sometimes does right."""
-    name, share = next(iter(trial.figures.items()))
+def verdict(trial: Trial, groups: Groups) -> str:
+    """Whether to start: reinforcement learns from what the policy sometimes does right, or at least better."""
+    if not bool(trial.rollout.alive.any()):
+        return "DO NOT START: no reward applies to any of these outputs, so there is nothing to learn from"
+    for name, share in trial.figures.items():
+        return verdict_on_share(name, share)
+    return _verdict_on_spread(trial.rollout, groups)
+
+
+def verdict_on_share(name: str, share: float) -> str:
+    """Whether to start with so many successes."""
     if share == 0:
         return (
             f"DO NOT START: {name} is 0, so there is nothing to reinforce: is the prompt's form the reward's? Else "
@@ -97,17 +118,50 @@ def verdict(trial: Trial) -> str:
     return "OK to start"
 
 
+def _verdict_on_spread(rollout: Rollout, groups: Groups) -> str:
+    """Whether to start where outputs are only better or worse: those of one prompt must differ in reward."""
+    if groups.zero_spread == 1:
+        return (
+            "DO NOT START: all outputs of a prompt get the same reward, so there is nothing to learn from: a reward "
+            "with steps in between, larger groups, or more noise in sampling"
+        )
+    if groups.zero_spread > MANY_FLAT:
+        return "CAREFUL: most groups teach nothing: a reward with more steps in between, or larger groups"
+    within, overall = spread(rollout)
+    if within < LITTLE_SPREAD * overall:
+        return (
+            f"CAREFUL: the reward hangs on the prompt, hardly on what is made of it (spread {within:.3g} within a "
+            f"prompt, {overall:.3g} over all): look at the best and the worst below"
+        )
+    return "OK to start"
+
+
+def spread(rollout: Rollout) -> tuple[float, float]:
+    """Standard deviation of the reward: within a group, on average, and over all rows; 0 with fewer than two."""
+    valid, total = rollout.alive.any(-1), rollout.returns()
+    if int(valid.sum()) < 2:
+        return 0.0, 0.0
+    return float(group_std(total, valid, rollout.group_ids)[valid].mean()), float(total[valid].std())
+
+
 def rewards(trial: Trial) -> str:
     """Mean and spread of the whole reward and of each part."""
     rollout = trial.rollout
     valid = rollout.alive.any(-1)
-    total = rollout.returns()[valid]
-    said = [f"mean {float(total.mean()):.3f} from {float(total.min()):.3g} to {float(total.max()):.3g}"]
+    if not bool(valid.any()):
+        names = ", ".join(rollout.reward_parts)
+        return f"none of the rewards ({names}) applies to any of {len(valid)} outputs: a step on them teaches nothing"
+    total, (within, _) = rollout.returns()[valid], spread(rollout)
+    low, high = float(total.min()), float(total.max())
+    said = [f"mean {float(total.mean()):.3f} from {low:.3g} to {high:.3g}, spread {within:.3g} within a prompt"]
     for name, values in rollout.reward_parts.items():
         kept = values[rollout.applicable[name]]
+        if not len(kept):
+            said.append(f"{name} APPLIES TO NONE")
+            continue
         applies = "" if len(kept) == len(values) else f", applies to {len(kept)} of {len(values)}"
         constant = ", THE SAME EVERYWHERE" if len(kept) > 1 and bool((kept == kept[0]).all()) else ""
-        said.append(f"{name} {float(kept.mean()) if len(kept) else 0.0:.3f}{applies}{constant}")
+        said.append(f"{name} {float(kept.mean()):.3f}{applies}{constant}")
     return " · ".join(said)
 
 
@@ -152,24 +206,36 @@ def _disk(trainer: Trainer, experiment: Experiment) -> str:
     return f"{size:.1f} MB a checkpoint, {kept} kept: {kept * size:.0f} MB{short}"
 
 
-def _shown(trial: Trial) -> list[str]:
+def _best_first(trial: Trial) -> list[int]:
+    """Rows that have a reward, the best first; of equal texts one."""
+    total, there = trial.rollout.returns(), trial.rollout.alive.any(-1).tolist()
+    different: dict[object, int] = {}
+    for row, tried in enumerate(trial.tried):
+        if there[row]:
+            different[row if tried.output is None else (tried.id, tried.output)] = row
+    return sorted(different.values(), key=lambda row: float(total[row]), reverse=True)
+
+
+def _shown(trial: Trial, order: Sequence[int]) -> list[str]:
     """The best and the worst outputs, with their rewards."""
-    total = trial.rollout.returns()
-    different = {(tried.id, tried.output): row for row, tried in enumerate(trial.tried)}
-    order = sorted(different.values(), key=lambda row: float(total[row]))
-    chosen = {"worst": order[:SHOWN], "best": list(reversed(order[-SHOWN:]))}
-    lines = []
+    chosen, lines = {"worst": list(reversed(order[-SHOWN:])), "best": list(order[:SHOWN])}, []
     for heading, rows in chosen.items():
-        lines.append(f"{heading} {len(rows)} of {len(total)} ({len(order)} different)")
-        lines += [_line(trial, trial.tried[row], row, float(total[row])) for row in rows]
-    return lines
+        lines.append(f"{heading} {len(rows)} of {len(trial.tried)} ({len(order)} different)")
+        lines += [_line(trial, row) for row in rows]
+    return lines if order else []
 
 
-def _line(trial: Trial, tried: Tried, row: int, reward: float) -> str:
-    parts = " ".join(f"{name}={float(values[row]):.3g}" for name, values in trial.rollout.reward_parts.items())
+def _line(trial: Trial, row: int) -> str:
+    tried, rollout = trial.tried[row], trial.rollout
+    parts = [
+        f"{name}={float(values[row]):.3g}" if bool(rollout.applicable[name][row]) else f"{name}=-"
+        for name, values in rollout.reward_parts.items()
+    ]
+    expected = "" if tried.expected is None else f" expected {_short(tried.expected)}"
+    became = "" if tried.output is None else f" -> {_short(tried.output)}"
     return (
-        f"  {reward:>7.3f}  {parts}  [{tried.id}] expected {_short(tried.expected)}\n"
-        f"           {_short(tried.prompt)} -> {_short(tried.output)}"
+        f"  {float(rollout.returns()[row]):>7.3f}  {' '.join(parts)}  [{tried.id}]{expected}\n"
+        f"           {_short(tried.prompt)}{became}"
     )
 
 

@@ -58,6 +58,8 @@ class State:
     best_step: int | None = None
     best_value: float = 0.0
     best_eval: dict[str, dict[str, float]] = field(default_factory=dict)
+    unevaluated: bool = False
+    """Whether an evaluation after this step failed, on a reward say, and is to be made up for."""
 
 
 class CheckpointError(RuntimeError):
@@ -91,7 +93,9 @@ def save(
     """
     step = state.step
     final = folder / f"step_{step:06d}"
-    if latest(folder) == final:  # nothing has been trained since
+    best = None if state.best_step is None else f"step_{state.best_step:06d}"
+    if latest(folder) == final:  # nothing was trained since
+        _make_up(final, state, best)
         return final
     aside = folder / f".writing_{step:06d}"
     try:
@@ -117,10 +121,17 @@ def save(
             f"the checkpoint of step {step} could not be written to {folder} ({error}); "
             f"{f'{kept.name} is complete' if kept else 'no earlier one exists'}: free some disk, then --resume"
         ) from error
-    best = None if state.best_step is None else f"step_{state.best_step:06d}"
     _link_best(folder, best)
     _prune(folder, final.name, keep, best)
     return final
+
+
+def _make_up(final: Path, state: State, best: str | None) -> None:
+    """Note what an evaluation found that failed when the checkpoint was written."""
+    text = json.dumps(asdict(state), indent=1)
+    if (final / "state.json").read_text() != text:
+        write_atomically(final / "state.json", text)
+        _link_best(final.parent, best)
 
 
 def _link_best(folder: Path, best: str | None) -> None:

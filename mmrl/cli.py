@@ -81,7 +81,7 @@ Commands = Any  # argparse has no public name for what add_subparsers gives
 def _add_before(commands: Commands) -> None:
     """What comes before training."""
     init = commands.add_parser("init", help="a folder of one's own: config.yaml, reward.py, example data")
-    init.add_argument("domain", help="vision")
+    init.add_argument("domain", help="vision or diffusion")
     init.add_argument("folder", type=Path, metavar="DIR")
     init.set_defaults(run=_init)
 

@@ -77,7 +77,9 @@ def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime:
     }
     run.write_summary({**summary, "controls": {}, "controls_pending": True})  # controls may be killed too
     found = experiment.run_controls(runtime, float(str(summary["cpu_s"])))
-    summary |= {"controls": found, "controls_cpu_s": round(_cpu_of_children() - before, 2)}
+    summary |= {"controls_cpu_s": round(_cpu_of_children() - before, 2)} | (
+        {} if found is None else {"controls": found}
+    )
     run.write_summary(summary)
     print_table(summary)
     if "stopped_by" in summary:
@@ -115,7 +117,8 @@ def prepared(target: str, overrides: Sequence[str], which: str | None = None) ->
     loaded = load(str(folder / "config.yaml") if is_run else target, overrides)
     found = RunFolder(folder).checkpoint(which) if is_run else None
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
-    trainer = Trainer(loaded.experiment.build(runtime), loaded.experiment.train, runtime)
+    train = dataclasses.replace(loaded.experiment.train, ema=None)  # a checkpoint's policy is the average already
+    trainer = Trainer(loaded.experiment.build(runtime), train, runtime)
     if found is not None:
         checkpoint.load(found, trainer.parts.policy, trainer.optimizer)
     return loaded, runtime, trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,11 @@ class Tried:
 
     id: str
     prompt: str
-    output: str
-    expected: str
-    right: bool
-    """Whether it is as good as it can be: a right answer, a success."""
+    output: str | None = None
+    """None: no text; see `Trial.draw_sheet`."""
+    expected: str | None = None
+    right: bool | None = None
+    """Whether it is as good as it can be: a right answer, a success. None where nothing is right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Trial:
     rollout: Rollout
     tried: Sequence[Tried]  # B, in the order of the rollout's rows
     figures: Mapping[str, float]
-    """Shares by name, `accuracy` or `success_rate` first."""
+    """Shares by name, `accuracy` or `success_rate` first; empty where nothing is right or wrong."""
     data: str
     """How much data there is, in words."""
     largest: Collector
@@ -45,6 +46,10 @@ class Trial:
     largest_name: str
     evaluation_s: float
     """Seconds that one evaluation of the whole held-out set takes, from a part of it."""
+    draw_sheet: Callable[[Sequence[int], Path], None] | None = None
+    """Writes the outputs of these rows, in this order, as one picture."""
+    lines: Callable[[], Mapping[str, str]] = dict
+    """What else the domain has to say once all was tried: a word and a sentence."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,10 @@ class Experiment(abc.ABC):
         """Make the base policy that RL improves and save it to `output`; returns a summary."""
         raise ValueError(f"experiment {self.domain!r} of this config has no warm-up: start from a model")
 
-    def run_controls(self, runtime: Runtime, cpu_s: float) -> Mapping[str, object]:
-        """The costly controls of a run that trained for `cpu_s` CPU seconds: name -> figures."""
-        return {}
+    def run_controls(self, runtime: Runtime, cpu_s: float) -> Mapping[str, object] | None:
+        """The costly controls of a run that trained for `cpu_s` CPU seconds: name -> figures. None: the domain has
+        none."""
+        return None
 
     @abc.abstractmethod
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:

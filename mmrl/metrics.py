@@ -16,6 +16,7 @@
 | parity/logprob_diff_max, first_pass_ratio_max | recorded against re-scored log-probs: the first alarm of any bug |
 | eval/<metric> | held out, with /low and /high of its 95 % interval |
 | time/collect, time/update | seconds of this step |
+| time/cpu | CPU seconds of training so far |
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ class Tally:
         before = self._largest.get(name, -math.inf)
         self._largest[name] = math.nan if math.isnan(value) or math.isnan(before) else max(before, value)
 
+    def include(self, other: Tally) -> None:
+        """Take in what another tally of this update measured."""
+        for name, value in other._sums.items():
+            self.add(name, value, other._counts[name])
+        for name, value in other._largest.items():
+            self.maximum(name, value)
+
     def over_ranks(self, runtime: Runtime) -> dict[str, float]:
         """Means and maxima over all ranks."""
         sums, counts = runtime.sum_over_ranks(self._sums), runtime.sum_over_ranks(self._counts)
@@ -97,11 +105,12 @@ def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:
     return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
 
 
-def mean_of(values: Tensor, applicable: Tensor, z: float = 1.96) -> Estimate:
-    """Mean of the applicable values (N,) with its 95 % interval: Wilson's for 0 or 1, else the normal one. A single
-    value has no spread to tell an interval from: a point, with n = 1."""
+def mean_of(values: Tensor, applicable: Tensor, z: float = 1.96, cases: bool = True) -> Estimate:
+    """Mean of the applicable values (N,) with its 95 % interval: Wilson's for 0 or 1, unless these are no `cases` of
+    success and failure, else the normal one. A single value has no spread to tell an interval from: a point, with n =
+    1."""
     kept = values[applicable].double()
-    if bool(((kept == 0) | (kept == 1)).all()):
+    if len(kept) == 0 or (cases and bool(((kept == 0) | (kept == 1)).all())):
         return wilson(float(kept.sum()), len(kept))
     half = z * float(kept.std()) / math.sqrt(len(kept)) if len(kept) > 1 else 0.0
     mean = float(kept.mean())

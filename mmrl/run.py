@@ -23,6 +23,8 @@ from mmrl.yaml_files import flatten, read_yaml
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
 RESUMABLE = ("train.steps", "save", "evaluate", "logging", "stop", "controls")
 """Keys that may differ from the run's own when it is resumed."""
+PATIENCE = (".budget_calls", ".concurrency", ".timeout_s", ".retries", ".pause_s")
+"""Ends of keys that may differ too: how a reward's server is asked, not what it answers."""
 
 
 class RunFolderError(RuntimeError):
@@ -137,7 +139,7 @@ class RunFolder:
         """Compare the resolved config of the run with `now`, both flattened to dotted keys.
 
         Raises:
-            RunFolderError: there is no run, or other keys than those in RESUMABLE differ.
+            RunFolderError: there is no run, or other keys than those in RESUMABLE and PATIENCE differ.
         """
         path = self.path / "config.yaml"
         if not path.exists():
@@ -146,7 +148,7 @@ class RunFolder:
         changed = [
             f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
             for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and not key.startswith(RESUMABLE)
+            if before.get(key) != now.get(key) and not key.startswith(RESUMABLE) and not key.endswith(PATIENCE)
         ]
         if changed:
             raise RunFolderError(

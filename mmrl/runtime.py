@@ -9,15 +9,15 @@ import os
 import resource
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from mmrl.types import Policy, Rollout, Transitions
+from mmrl.ledger import Elsewhere, Ledger, joined, moved
+from mmrl.types import Policy, Rollout
 
 
 @dataclass(frozen=True)
@@ -29,36 +29,6 @@ class RuntimeConfig:
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["auto", "float32", "bf16"] = "auto"
     threads: int | None = 1
-
-
-@dataclass(frozen=True)
-class Elsewhere(Transitions):
-    """The transitions of a gathered rollout: they stay on the ranks that collected them."""
-
-    length: int
-
-    def rows(self, index: Tensor) -> Self:
-        raise TypeError("a gathered rollout holds decisions only; take rows of the rank's own rollout")
-
-    def to(self, device: torch.device) -> Self:
-        return self
-
-    def __len__(self) -> int:
-        return self.length
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The decisions of all ranks, and which of its rows are this rank's."""
-
-    rollout: Rollout  # every rank's, T padded to the longest, transitions elsewhere
-    rows_per_rank: tuple[int, ...]
-    rank: int
-
-    def rows_of(self, rank: int) -> range:
-        """Rows of the ledger that `rank` collected."""
-        start = sum(self.rows_per_rank[:rank])
-        return range(start, start + self.rows_per_rank[rank])
 
 
 class Runtime:
@@ -77,6 +47,7 @@ class Runtime:
         self.device: torch.device = self.accelerator.device
         self.reduced_precision = bf16
         self.seed = seed
+        self.rows_that_fit = 2**31
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self._generators: dict[str, torch.Generator] = {}
@@ -152,9 +123,9 @@ class Runtime:
         light = rollout.with_(transitions=Elsewhere(len(rollout)))
         if self.world == 1:
             return Ledger(light, (len(rollout),), 0)
-        parts: list[Rollout] = gather_object([_moved(light, torch.device("cpu"))])
-        joined = _moved(_join(parts), self.device)
-        return Ledger(joined, tuple(len(part) for part in parts), self.rank)
+        parts: list[Rollout] = gather_object([moved(light, torch.device("cpu"))])
+        everyone = moved(joined(parts), self.device)
+        return Ledger(everyone, tuple(len(part) for part in parts), self.rank)
 
     def sum_over_ranks(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Sum of each number over ranks; a name may be missing on some."""
@@ -197,6 +168,22 @@ class Runtime:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return peak, total / 2**20
 
+    def halve_rows(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """`rows` at a time did not fit: remember that half as many might.
+
+        Raises:
+            RuntimeError: a single row does not fit, or other ranks would have to follow.
+        """
+        if rows == 1 or self.world > 1:
+            what = "a single trajectory does not fit" if rows == 1 else f"{rows} do not fit and there are other ranks"
+            raise RuntimeError(
+                f"out of memory with train.update.micro_rows={rows}: {what}; lower it, set micro_steps or "
+                "gradient_checkpointing, or take smaller samples, then --resume"
+            ) from error
+        self.rows_that_fit = rows // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def wait(self) -> None:
         """Wait for all ranks."""
         self.accelerator.wait_for_everyone()
@@ -219,31 +206,3 @@ def acting(policy: nn.Module) -> Iterator[None]:
     """Eval mode and no gradient, while a policy acts or is scored."""
     with evaluating(policy), torch.no_grad():
         yield
-
-
-def _fields(rollout: Rollout) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(rollout).items() if isinstance(value, Tensor)}
-
-
-def _moved(rollout: Rollout, device: torch.device) -> Rollout:
-    tensors = {name: tensor.to(device) for name, tensor in _fields(rollout).items()}
-    maps = {
-        name: {key: tensor.to(device) for key, tensor in vars(rollout)[name].items()}
-        for name in ("stats", "reward_parts", "applicable")
-    }
-    return rollout.with_(**tensors, **maps)
-
-
-def _join(parts: list[Rollout]) -> Rollout:
-    """Rows of all parts under each other, with T padded to the longest."""
-    longest = max(part.logprobs.shape[1] for part in parts)
-
-    def stack(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([pad(t, (0, longest - t.shape[1])) if t.ndim == 2 else t for t in tensors])
-
-    joined = {name: stack([_fields(part)[name] for part in parts]) for name in _fields(parts[0])}
-    maps = {
-        name: {key: stack([vars(part)[name][key] for part in parts]) for key in vars(parts[0])[name]}
-        for name in ("stats", "reward_parts", "applicable")
-    }
-    return parts[0].with_(transitions=Elsewhere(sum(len(p) for p in parts)), **joined, **maps)

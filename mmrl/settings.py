@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmrl.batching import UpdateConfig
 from mmrl.schedules import Constant, Schedule
 from mmrl.types import RewardFunction
-from mmrl.update import UpdateConfig
 
 
 @dataclass(frozen=True)

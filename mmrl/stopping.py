@@ -85,7 +85,10 @@ class Watch:
 
     def look(self, state: State, metrics: Mapping[str, float]) -> bool:
         """Whether a rule ends the run now. Before the first step it only takes note of where the run starts."""
+        known = {**metrics, **{f"eval/{name}": 0.0 for name in state.eval_before}}
         for rule in self.rules:
+            if find_metric(rule.metric, known) not in metrics:  # kl of evaluations is not that of steps between
+                continue
             said = rule.look(state.watched.setdefault(repr(rule), {}), metrics)
             if said is not None and state.step > 0 and not state.stopped_by:
                 state.stopped_by, state.keep_best = said, rule.then == "keep_best"

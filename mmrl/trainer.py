@@ -26,6 +26,9 @@ from mmrl.terminal import interruptible
 from mmrl.types import Collector, Estimate, Evaluator, Policy, Rollout
 from mmrl.update import update
 
+Position = tuple[dict[str, object], dict[str, torch.Tensor]]
+"""Where a collector and every generator stand."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -63,13 +66,11 @@ class Trainer:
         parts.policy.report_outcome = parts.algorithm.needs_outcome
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
-        trainable = [p for p in parts.policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
-        )
+        known = [p for p in parts.policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(known, train.lr, train.betas, weight_decay=train.weight_decay, fused=True)
         self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
-        self.average = None if train.ema is None else Average(trainable, train.ema)
+        self.average = None if train.ema is None else Average(known, train.ema)
         if self.average is not None:
             self.optimizer.register_step_post_hook(lambda *_: self.average.update())  # type: ignore[union-attr]
         self.state = State()
@@ -97,8 +98,8 @@ class Trainer:
             self.watch.look(self.state, line)
             if self.watch.note_best(self.state, line):
                 self._save(self._position())
-        done = self._done()
         with interruptible(self._stop), closing(journal):
+            done = self._look(journal, {}) if self.state.unevaluated else self._done()
             while not done and not self.interrupted:
                 cpu, wall = time.process_time(), time.perf_counter()
                 metrics = self.step()
@@ -109,18 +110,23 @@ class Trainer:
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
-                evaluated = self._due(self.evaluation.every) or self._done()
-                if evaluated:
-                    metrics |= self._evaluate(journal)
-                done = self.watch.look(self.state, metrics) or self._done()
-                if done and not evaluated:
-                    metrics |= self._evaluate(journal)
-                better = self.watch.note_best(self.state, metrics)
-                if better or self._due(self.saving.every) or done or self.interrupted:
-                    self._save(self._position())
+                done = self._look(journal, metrics)
         if self.state.keep_best:
             self._return_to_best()
         return summarise(self.state, self.parts.primary_metric, self.runtime)
+
+    def _look(self, journal: Journal, metrics: dict[str, float]) -> bool:
+        """After a step: evaluate, heed the stop rules, save, each if it is due. Whether training ends."""
+        evaluated = self.state.unevaluated or self._due(self.evaluation.every) or self._done()
+        if evaluated:
+            metrics |= self._evaluate(journal)
+        done = self.watch.look(self.state, metrics) or self._done()
+        if done and not evaluated:
+            metrics |= self._evaluate(journal)
+        better = self.watch.note_best(self.state, metrics)
+        if better or self._due(self.saving.every) or done or self.interrupted:
+            self._save(self._position())
+        return done
 
     def _done(self) -> bool:
         budget = self.train.cpu_budget_s
@@ -157,9 +163,7 @@ class Trainer:
             with acting(parts.policy), self.runtime.accelerator.autocast():
                 return parts.collector.collect(parts.policy, self.runtime.generator("collect"))
         except Exception:
-            if before is not None and self.folder is not None and self.state.step > 0:
-                self._save(before)
-                tqdm.write(f"saved at step {self.state.step}: mend the cause below, then --resume")
+            self._rescue(before)
             raise
 
     def _count(self, rollout: Rollout) -> None:
@@ -184,26 +188,36 @@ class Trainer:
     def _evaluate(self, journal: Journal) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
         before, step = time.process_time(), self.state.step
-        own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
-        found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
+        try:
+            own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
+            found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
+            if self.folder is not None and self.runtime.is_main:
+                target = self.folder.path / "samples" / f"step_{step:06d}"
+                with self._result():
+                    generator, parts = self.runtime.fresh_generator("samples"), self.parts
+                    parts.evaluator.samples(parts.policy, generator, target, self.evaluation.samples)
+        except Exception:
+            self.state.unevaluated = True
+            self._rescue()
+            raise
         line = {f"eval/{name}": e["value"] for name, e in found.items()}
         ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
         journal.write(step, line | ends)
-        if self.folder is not None and self.runtime.is_main:
-            target = self.folder.path / "samples" / f"step_{step:06d}"
-            with self._result():
-                generator = self.runtime.fresh_generator("samples")
-                self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
         self.runtime.wait()
         self.state.eval_cpu_s += time.process_time() - before
-        self.state.eval_after = found
+        self.state.eval_after, self.state.unevaluated = found, False
         return line
 
-    def _position(self) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
-        """Where the collector and every generator stand."""
+    def _rescue(self, position: Position | None = None) -> None:
+        """Save before an error ends the run. Not with other ranks: their positions could not be asked for."""
+        if self.runtime.world == 1 and self.folder is not None and self.state.step > 0:
+            self._save(position or self._position())
+            tqdm.write(f"saved at step {self.state.step}: mend the cause below, then --resume")
+
+    def _position(self) -> Position:
         return self.parts.collector.state_dict(), self.runtime.generator_states()
 
-    def _save(self, position: tuple[dict[str, object], dict[str, torch.Tensor]]) -> None:
+    def _save(self, position: Position) -> None:
         if self.folder is None:
             return
         self.state.collector, generators = position

@@ -1,7 +1,7 @@
 """The records that pass between the parts of a run, and the interfaces that domains implement.
 
-A token, a denoise step and an action chunk are each *a decision with a log-probability*; T counts
-such decisions. Letters: B trajectories, T decisions, b and t the same inside a micro-batch.
+A token, a denoise step and an action chunk are each *a decision with a log-probability*; T counts such decisions.
+Letters: B trajectories, T decisions, b and t the same inside a micro-batch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-PER_DECISION = (
-    "mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends",
-)  # fmt: skip
+PER_DECISION = ["mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends"]
 """Fields of a Rollout that are (B, T) as its log-probs are."""
 
 

@@ -4,42 +4,18 @@ export, load elsewhere; on a tiny Qwen2.5-VL that starts from a LoRA that is not
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.installed import ENVIRONMENT, ROOT, call
 from tests.tiny_vlms import make
 from vision.adapters import LoRA
 from vision.policy import PolicyConfig, VisionPolicy
-
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")} | {
-    "OMP_NUM_THREADS": "1"
-}
-
-
-@pytest.fixture(scope="module")
-def mmrl(tmp_path_factory) -> Path:
-    """The command of a wheel in an environment of its own, which sees the libraries but not the checkout."""
-    folder = tmp_path_factory.mktemp("installed")
-    uv = Path(sys.executable).parent / "uv"
-    build = [uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "--out-dir", folder, ROOT]
-    subprocess.run([str(word) for word in build], check=True, capture_output=True, env=ENVIRONMENT)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")], check=True)
-    (wheel,) = folder.glob("*.whl")
-    python = folder / "env" / "bin" / "python"
-    install = [uv, "pip", "install", "--offline", "--no-deps", "--python", python, wheel]
-    subprocess.run([str(word) for word in install], check=True, capture_output=True, env=ENVIRONMENT)
-    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
-    (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return folder / "env" / "bin" / "mmrl"
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +30,6 @@ def start(tmp_path_factory) -> tuple[Path, Path]:
             torch.nn.init.normal_(parameter, std=0.05)
     policy.save_pretrained(folder / "lora")
     return folder / "model", folder / "lora"
-
-
-def call(mmrl: Path, folder: Path, *words: str) -> str:
-    done = subprocess.run([str(mmrl), *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, timeout=280)
-    assert done.returncode == 0, f"{words}: {done.stderr[-2000:]}"
-    return done.stdout
 
 
 def test_an_installed_wheel_in_an_empty_folder(mmrl, start, tmp_path):

@@ -6,11 +6,8 @@ import base64
 import io
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,105 +20,15 @@ from rewards.compose import Part, RewardError, WeightedSum
 from rewards.pictures import Judge
 from rewards.pictures.judge_answers import parse_ranking, parse_score
 from rewards.pictures.judge_client import Cache, chat_url
-
-Reply = tuple[int, str]
-
-
-def brightness(url: str) -> int:
-    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",", 1)[1])))
-    return int(picture.getpixel((0, 0))[0])  # type: ignore[index]
-
-
-@dataclass
-class Request:
-    """What the judge was asked."""
-
-    body: dict[str, Any]
-    headers: dict[str, str]
-
-    @property
-    def pictures(self) -> list[str]:
-        content = self.body["messages"][1]["content"]
-        return [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
-
-    @property
-    def said(self) -> str:
-        return " ".join(part["text"] for part in self.body["messages"][1]["content"] if part["type"] == "text")
-
-
-def by_brightness(request: Request) -> str:
-    """A judge who likes brightness: from 0 for black to 10 for white."""
-    values = [brightness(url) for url in request.pictures]
-    if "ranking" in request.body["messages"][0]["content"]:
-        order = sorted(range(len(values)), key=lambda i: -values[i])
-        return json.dumps({"ranking": [i + 1 for i in order]})
-    return json.dumps({"score": values[-1] / 25.5})
-
-
-@dataclass
-class FakeJudge:
-    """Counts what it is asked; `script` overrides what it does, one entry a call."""
-
-    answer: Callable[[Request], str] = by_brightness
-    script: list[Callable[[], Reply | None]] = field(default_factory=list)
-    models: tuple[str, ...] = ("tiny-vlm",)
-    takes_s: float = 0.0
-    asked: list[Request] = field(default_factory=list)
-    contacts: int = 0
-    at_once: int = 0
-    most_at_once: int = 0
-    lock: Any = field(default_factory=threading.Lock)
-
-    def handle(self, request: Request) -> Reply:
-        with self.lock:
-            self.asked.append(request)
-            self.at_once += 1
-            self.most_at_once = max(self.most_at_once, self.at_once)
-            act = self.script.pop(0) if self.script else None
-        time.sleep(self.takes_s)
-        reply = act() if act is not None else None
-        with self.lock:
-            self.at_once -= 1
-        if reply is not None:
-            return reply
-        return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": self.answer(request)}}]})
+from tests.fake_judge import FakeJudge, Reply, brightness, by_brightness, serving
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
-    fake = FakeJudge()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def send(self, status: int, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def do_GET(self) -> None:
-            fake.contacts += 1
-            self.send(200, json.dumps({"data": [{"id": name} for name in fake.models]}))
-
-        def do_POST(self) -> None:
-            assert self.path == "/v1/chat/completions"
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            try:
-                self.send(*fake.handle(Request(body, dict(self.headers.items()))))
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    service = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setenv("JUDGE_URL", f"http://127.0.0.1:{service.server_port}")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield fake
-    service.shutdown()
-    service.server_close()
+    with serving(FakeJudge()) as fake:
+        monkeypatch.setenv("JUDGE_URL", fake.url)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield fake
 
 
 @pytest.fixture

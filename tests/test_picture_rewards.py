@@ -8,15 +8,18 @@ import json
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from mmrl.testing import check_reward
 from mmrl.types import RewardFunction, Samples
@@ -36,9 +39,10 @@ from rewards.pictures import (
     Incompressibility,
     PickScore,
     default_watchdogs,
+    small_clip,
 )
 from rewards.pictures.base import fit, pixels_of
-from rewards.pictures.clip import Tower, open_clip_tower
+from rewards.pictures.clip import Tower, load_tower, open_clip_tower
 
 SIDE = 16
 PROMPTS = ("a red tomato", "a blue panda", "a green doughnut")
@@ -64,38 +68,34 @@ def prompted(count: int = 3) -> Samples:
 # ---- a small CLIP, random --------------------------------------------------------------------------------
 
 
-def tokenize(texts: list[str]) -> Tensor:
-    """Letters; the end of text has the highest number."""
-    rows = [[ord(letter) % 60 + 1 for letter in text[:11]] for text in texts]
-    return torch.tensor([row + [63] + [0] * (11 - len(row)) for row in rows])
+class Small(NamedTuple):
+    """A random CLIP in a folder as small_clip.make writes one, and what was written."""
+
+    folder: str
+    model: open_clip.CLIP
+    tokenizer: CLIPTokenizer
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor(self.tokenizer(list(texts), padding="max_length").input_ids)
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A folder whose model comes from a stub of rewards.small_clip."""
-    import open_clip
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    tokenizer = small_clip.train_tokenizer(PROMPTS)
+    known = small_clip.settings(tokenizer)
+    about = {
+        "embed_dim": 16,
+        "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 4, "image_size": SIDE},
+        "text_cfg": {**known["text_cfg"], "width": 32, "heads": 2, "layers": 1},  # type: ignore[dict-item]
+    }
+    model, folder = small_clip.untrained(about, 0), tmp_path_factory.mktemp("clip")
+    small_clip.write(folder, model, about, tokenizer)
+    return Small(str(folder), model.eval(), tokenizer)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = open_clip.CLIP(
-            16,
-            {"layers": 1, "width": 32, "head_width": 16, "patch_size": 4, "image_size": SIDE},
-            {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
-        )
 
-    def load(folder: Path) -> tuple[object, Callable[[Tensor], Tensor], Callable[[list[str]], Tensor]]:
-        return model, lambda pixels: fit(pixels, (SIDE, SIDE), "squash") * 2 - 1, tokenize
-
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "open_clip_config.json").write_text('{"embed_dim": 16}')
-    stub = types.ModuleType("rewards.small_clip")
-    stub.load = load  # type: ignore[attr-defined]
-    before = sys.modules.get("rewards.small_clip")
-    sys.modules["rewards.small_clip"] = stub
-    yield str(folder)
-    sys.modules.pop("rewards.small_clip")
-    if before is not None:
-        sys.modules["rewards.small_clip"] = before
+@pytest.fixture(scope="module")
+def clip_folder(small: Small) -> str:
+    return small.folder
 
 
 @pytest.fixture
@@ -222,13 +222,12 @@ def test_lpips_by_its_package(module: Callable[..., None]) -> None:
 # ---- CLIP ------------------------------------------------------------------------------------------------
 
 
-def test_clip_score_is_the_cosine(clip_folder: str) -> None:
-    samples = prompted()
-    function = ClipScore(clip_folder)
-    model = sys.modules["rewards.small_clip"].load(None)[0]
+def test_clip_score_is_the_cosine(small: Small) -> None:
+    samples, model = prompted(), small.model
+    function = ClipScore(small.folder)
     with torch.no_grad():
         pixels = torch.stack([pixels_of(picture) for picture in samples.outputs]) * 2 - 1  # type: ignore[arg-type]
-        wanted = (model.encode_image(pixels, True) * model.encode_text(tokenize(list(PROMPTS)), True)).sum(-1)
+        wanted = (model.encode_image(pixels, True) * model.encode_text(small.tokens(PROMPTS), True)).sum(-1)
     assert torch.allclose(function(samples).values, wanted, atol=1e-6)
     hessel = dataclasses.replace(function, scale="hessel")
     assert torch.allclose(hessel(samples).values, 2.5 * wanted.clamp(min=0), atol=1e-6)
@@ -256,10 +255,14 @@ def test_the_gradient_of_clip_score_reaches_the_pixels(clip_folder: str, side: i
     assert float(up - down) == pytest.approx(2 * float((gradient * step).sum()), rel=0.02)
 
 
-def test_clip_score_leaves_no_gradient_in_its_model(clip_folder: str) -> None:
+def test_clip_score_leaves_no_gradient_in_its_model(clip_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, create = [], open_clip.create_model
+    monkeypatch.setattr(open_clip, "create_model", lambda *a, **k: loaded.append(create(*a, **k)) or loaded[-1])
+    load_tower.cache_clear()
     pixels = pixels_of(noise(0))[None].requires_grad_()
     ClipScore(clip_folder).on_pixels(pixels, prompted(1)).sum().backward()
-    model = sys.modules["rewards.small_clip"].load(None)[0]
+    (model,) = loaded
+    assert not model.training
     assert all(weight.grad is None and not weight.requires_grad for weight in model.parameters())
     assert not ClipScore(clip_folder)(prompted(1)).values.requires_grad
 
@@ -379,22 +382,21 @@ def test_a_tower_of_open_clip_from_its_own_folder(tmp_path: Path) -> None:
 # ---- heads and preference models -------------------------------------------------------------------------
 
 
-def test_aesthetic_is_a_linear_head_on_the_unit_vector(clip_folder: str, tmp_path: Path) -> None:
+def test_aesthetic_is_a_linear_head_on_the_unit_vector(small: Small, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     weight, bias = torch.randn(1, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([5.0])
     save_file({"weight": weight, "bias": bias}, tmp_path / "head.safetensors")
-    function = Aesthetic(clip_folder, head=str(tmp_path / "head.safetensors"))
-    model = sys.modules["rewards.small_clip"].load(None)[0]
+    function = Aesthetic(small.folder, head=str(tmp_path / "head.safetensors"))
     pixels = torch.stack([pixels_of(noise(i)) for i in range(3)])
     with torch.no_grad():
-        wanted = (model.encode_image(pixels * 2 - 1, True) @ weight.T + bias)[:, 0]
+        wanted = (small.model.encode_image(pixels * 2 - 1, True) @ weight.T + bias)[:, 0]
     assert torch.allclose(function(prompted()).values, wanted, atol=1e-5)
     assert torch.allclose(function.on_pixels(pixels, prompted()), wanted, atol=1e-5)
     check_reward(function, prompted(), MALFORMED)
 
 
-def test_a_head_of_several_layers_is_multiplied_out(clip_folder: str, tmp_path: Path) -> None:
+def test_a_head_of_several_layers_is_multiplied_out(small: Small, tmp_path: Path) -> None:
     """LAION's: numbered layers with dropout, and nothing else, between them."""
     from torch import nn
 
@@ -405,11 +407,10 @@ def test_a_head_of_several_layers_is_multiplied_out(clip_folder: str, tmp_path: 
 
     head = LAION().eval()
     torch.save(head.state_dict(), tmp_path / "laion.pth")
-    function = Aesthetic(clip_folder, head=str(tmp_path / "laion.pth"))
-    model = sys.modules["rewards.small_clip"].load(None)[0]
+    function = Aesthetic(small.folder, head=str(tmp_path / "laion.pth"))
     pixels = torch.stack([pixels_of(noise(i)) for i in range(3)])
     with torch.no_grad():
-        wanted = head.layers(model.encode_image(pixels * 2 - 1, True))[:, 0]
+        wanted = head.layers(small.model.encode_image(pixels * 2 - 1, True))[:, 0]
     assert torch.allclose(function(prompted()).values, wanted, atol=1e-5)
 
 

@@ -13,12 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmrl.regularisers import K1, K2, K3, Entropy, K3StraightThrough
+from diffusion.policy import DiffusionPolicy, PolicyConfig
+from mmrl.advantages import GroupRelative
+from mmrl.aggregates import TokenMean
+from mmrl.algorithm import Algorithm
+from mmrl.regularisers import K1, K2, K3, Entropy, ExactKL, K3StraightThrough, Pathwise
 from mmrl.regularisers.kl import ReferenceKL
+from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.shapers import KLInReward
+from mmrl.surrogates import Reinforce
+from mmrl.trainer import Parts, TrainConfig, Trainer
 from mmrl.types import Batch, Evaluation, Rollout
 from mmrl.value_loss import ValueRegression
-from tests.toy import ToyTransitions
+from tests.toy import RightActions, ToyCollector, ToyEvaluator, ToyPolicyConfig, ToyRollout, ToyTransitions
 
 NAN = float("nan")
 LOGITS = torch.tensor([math.log(0.7), math.log(0.3)], dtype=torch.float64)
@@ -119,6 +126,68 @@ def test_masked_garbage_has_no_gradient(part: ReferenceKL) -> None:
 def test_kl_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="give the trainer a reference"):
         K3()(Evaluation(torch.zeros(1, 1)), batch_of(None, torch.ones(1, 1, dtype=torch.bool)))
+
+
+class OneStep(DiffusionPolicy):
+    """Only what divergence reads of a diffusion policy."""
+
+    def __init__(self, reduction: str) -> None:
+        torch.nn.Module.__init__(self)
+        self.config = PolicyConfig("none", logprob_reduction=reduction)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_exact_kl_of_gaussians(reduction: str) -> None:
+    """Value against torch.distributions, gradient against finite differences, both in float64."""
+    generator = torch.Generator().manual_seed(0)
+    means, others = (torch.randn(2, 3, 4, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    stds = torch.rand(2, 3, 1, 1, dtype=torch.float64, generator=generator) + 0.5
+    stds[1, 2] = 0.0  # a step without noise is no decision
+    policy, batch = OneStep(reduction), batch_of(None, torch.ones(2, 3, dtype=torch.bool))
+
+    def penalty(found: Tensor) -> Tensor:
+        divergence = policy.divergence(found, others, stds)
+        value, stats = ExactKL(0.3)(Evaluation(divergence, exact_kl=divergence), batch)
+        torch.testing.assert_close(0.3 * stats["kl"], value.detach())
+        assert not stats["kl"].requires_grad
+        return value
+
+    normal = torch.distributions.Normal
+    wide = stds.clamp(min=0.1).expand_as(means)
+    wanted = torch.distributions.kl_divergence(normal(means, wide), normal(others, wide)).flatten(2)
+    wanted = 0.3 * (wanted.sum(-1) if reduction == "sum" else wanted.mean(-1))
+    wanted[1, 2] = 0.0
+    torch.testing.assert_close(penalty(means), wanted, rtol=1e-12, atol=0)
+    assert bool((penalty(others) == 0).all())
+    leaf = means.clone().requires_grad_()
+    assert torch.autograd.gradcheck(penalty, (leaf,), eps=1e-6, atol=1e-8)
+    (gradient,) = torch.autograd.grad(penalty(leaf).sum(), leaf)
+    assert float(gradient[1, 2].abs().max()) == 0.0
+    assert float(gradient[0].abs().min()) > 0
+
+
+def test_exact_kl_and_pathwise_need_a_policy_that_reports_them() -> None:
+    batch = batch_of(None, torch.ones(1, 1, dtype=torch.bool))
+    for part, name in ((ExactKL(), "knows its KL in closed form"), (Pathwise(), "reports outcome rewards")):
+        with pytest.raises(ValueError, match=f"needs a policy that {name}, and this one does not") as found:
+            part(Evaluation(torch.zeros(1, 1)), batch)
+        assert "\n" not in str(found.value)
+    algorithm = Algorithm(GroupRelative(), Reinforce(), TokenMean(), regularisers=(ExactKL(),))
+    assert (algorithm.needs_exact_kl, algorithm.needs_outcome, algorithm.needs_reference) == (True, False, False)
+    parts = Parts(ToyPolicyConfig().make(), ToyCollector(RightActions(), ToyRollout()), ToyEvaluator(), algorithm)
+    with pytest.raises(ValueError, match="a KL to the reference and the domain gave no reference policy"):
+        Trainer(parts, TrainConfig(), Runtime(RuntimeConfig(device="cpu"), 0))
+
+
+def test_pathwise_raises_the_reward_of_the_outcome() -> None:
+    rewards = torch.tensor([[0.0, 2.0], [0.0, -3.0]], requires_grad=True)
+    batch = batch_of(None, torch.ones(2, 2, dtype=torch.bool))
+    penalty, stats = Pathwise(0.5)(Evaluation(torch.zeros(2, 2), outcome_rewards=rewards), batch)
+    assert penalty.tolist() == [[0.0, -1.0], [0.0, 1.5]]
+    assert stats["outcome_reward"].tolist() == rewards.tolist()
+    assert not stats["outcome_reward"].requires_grad
+    (gradient,) = torch.autograd.grad(penalty.sum(), rewards)
+    assert bool((gradient == -0.5).all())
 
 
 def test_entropy_bonus_raises_entropy() -> None:

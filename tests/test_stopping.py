@@ -71,6 +71,42 @@ def test_the_best_is_kept_whichever_way_is_better():
         assert state.best_step == best
 
 
+def noted(rules: tuple[StopRule, ...], *measured: tuple[float, float], lowest: bool = False) -> list[bool]:
+    """Whether each (accuracy, gold) counted as best, the first before the first step."""
+    watch, state, found = Watch(rules, SaveConfig(best="accuracy", lowest=lowest)), State(), []
+    for step, (accuracy, gold) in enumerate(measured):
+        state.step, line = step, {"eval/accuracy": accuracy, "eval/gold": gold}
+        watch.look(state, line)
+        found.append(watch.note_best(state, line))
+    return found
+
+
+def test_while_a_rule_is_violated_nothing_counts_as_best():
+    """A reward that rises while the gold figure falls is being hacked; what comes after a recovery counts again."""
+    rule = StopRule("gold", drops=0.1, evaluations=5, then="keep_best")
+    measured = ((0.1, 0.5), (0.2, 0.5), (0.9, 0.3), (0.8, 0.39), (0.3, 0.4), (0.25, 0.5), (0.4, 0.5))
+    assert noted((rule,), *measured) == [True, True, False, False, True, False, True]
+    assert noted((), *measured) == [True, True, True, False, False, False, False]
+    others = (StopRule("accuracy", above=9.0), rule)
+    assert noted(others, *measured) == noted((rule,), *measured)  # any rule of several
+
+
+def test_the_start_counts_as_best_even_where_it_violates_a_rule():
+    """There is something to go back to in any case."""
+    rule = StopRule("gold", below=0.6, evaluations=9)
+    assert noted((rule,), (0.1, 0.5), (0.2, 0.5), (0.3, 0.7), (0.4, 0.5)) == [True, False, True, False]
+    assert noted((rule,), (0.1, 0.5), (0.0, 0.7), lowest=True) == [True, True]
+
+
+def test_a_rule_on_a_figure_of_every_step_speaks_for_the_evaluation_too():
+    watch, state = Watch((StopRule("kl", above=1.0, evaluations=3),), SaveConfig(best="accuracy")), State()
+    assert watch.note_best(state, {"eval/accuracy": 0.1})
+    for step, (kl, wanted) in enumerate(((2.0, False), (0.5, True)), start=1):
+        state.step, line = step, {"update/kl": kl, "eval/accuracy": 0.1 + step}
+        watch.look(state, line)
+        assert watch.note_best(state, line) is wanted
+
+
 def run(folder: Path, monkeypatch, lines=(), *words: str, steps: int = 8) -> dict:
     monkeypatch.chdir(folder)
     config = toy_config(folder, steps=steps, lines=lines)
@@ -170,3 +206,20 @@ def test_what_may_not_change_on_resume_is_sent_to_a_fork(tmp_path, monkeypatch, 
     assert main(["train", "--run", "run", "--resume", "train.lr=0.5"]) == 1
     assert "mmrl train --from run" in capsys.readouterr().err
     assert main(["train", "--run", "run", "--resume", "train.steps=9", "save.keep=1", "evaluate.samples=1"]) == 0
+
+
+def test_a_rule_reads_one_metric_of_those_that_share_a_name():
+    """kl is measured by evaluations and, of other size, by every step between them."""
+    watch, state = Watch((StopRule("kl", above="2x_start"),), SaveConfig()), State(eval_before={"kl": {}})
+    for step, metrics, stops in (
+        (0, {"eval/kl": 1.0}, False),
+        (1, {"update/kl": 9.0}, False),
+        (2, {"update/kl": 9.0, "eval/kl": 1.5}, False),
+        (3, {"update/kl": 0.1}, False),
+        (4, {"update/kl": 0.1, "eval/kl": 2.5}, True),
+    ):
+        state.step = step
+        assert watch.look(state, metrics) is stops
+    assert state.stopped_by == "eval/kl is 2.5, above 2"
+    alone = Watch((StopRule("kl", above=1.0),), SaveConfig())
+    assert alone.look(State(step=1), {"update/kl": 1.5})

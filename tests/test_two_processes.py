@@ -20,11 +20,12 @@ from mmrl import commands
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import SequenceMean, TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.batching import UpdateConfig
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import Parts
 from mmrl.types import Rollout
-from mmrl.update import UpdateConfig, make_plan, update
+from mmrl.update import make_plan, update
 from tests.launching import on_two_processes
 from tests.test_update import ALGORITHMS, Recorder, prepared, rows_of, toy
 from tests.toy import ToyExperiment, ToyPolicyConfig, ToyTransitions, toy_config

@@ -25,24 +25,27 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mmrl.advantages import GAE, GroupRelative, LeaveOneOut, Likelihood
 from mmrl.aggregates import ConstantLength, SequenceMean, TokenMean
 from mmrl.algorithm import Advantage, Algorithm, Credit, Regulariser, Selector, Stats
+from mmrl.batching import UpdateConfig
 from mmrl.regularisers import K2, K3, Entropy
 from mmrl.runtime import Runtime, RuntimeConfig, acting
-from mmrl.scoring import score
+from mmrl.scoring import decisions, score
 from mmrl.selectors import DropTruncated
 from mmrl.shapers import KLInReward
 from mmrl.surrogates import CISPO, GSPO, PPOClip, Reinforce
 from mmrl.testing import ContractError, check_collector, check_policy
 from mmrl.trainer import Parts, TrainConfig, Trainer
 from mmrl.types import Batch, Evaluation, Policy, Rollout
-from mmrl.update import UpdateConfig, update
+from mmrl.update import update
 from mmrl.value_loss import ValueRegression
 from tests.toy import (
     CategoricalPolicy,
@@ -198,6 +201,97 @@ def test_gradient_does_not_depend_on_micro_steps(kind: str, micro_steps: int, na
     (found,), split = run(policy, rollout, ALGORITHMS[name], micro_steps=micro_steps, micro_rows=5)
     assert_same_gradient(found, wanted)
     assert split["update/loss"] == pytest.approx(whole["update/loss"], rel=1e-4, abs=1e-6)
+
+
+class Asked(CategoricalPolicy):
+    """Remembers which decisions it was asked about: (rows, first, last) of each call."""
+
+    def __init__(self, config: ToyPolicyConfig) -> None:
+        super().__init__(config)
+        self.asked: list[tuple[int, int, int]] = []
+
+    def forward(self, transitions: ToyTransitions, steps: Tensor) -> Evaluation:
+        assert bool((steps == steps[:1]).all())
+        assert steps[0].tolist() == list(range(int(steps[0, 0]), int(steps[0, -1]) + 1))
+        self.asked.append((len(steps), int(steps[0, 0]), int(steps[0, -1])))
+        return super().forward(transitions, steps)
+
+
+class Whole(Asked):
+    windowable = False
+
+
+def trained_only(rollout: Rollout, begin: int, end: int) -> Rollout:
+    """The rollout, all alive, with only the decisions begin to end (exclusive) trained."""
+    alive = torch.ones_like(rollout.alive)
+    mask = torch.zeros_like(alive)
+    mask[:, begin:end] = True
+    mask[0, begin], mask[-1, end - 1] = False, False  # not of every row
+    tensors = {"logprobs": torch.randn(mask.shape, generator=torch.Generator().manual_seed(3)) - 1.0}
+    return rollout.with_(alive=alive, mask=mask, discounts=torch.ones_like(rollout.discounts), **tensors)
+
+
+@each_algorithm
+@pytest.mark.parametrize(("begin", "end"), [(0, 2), (1, 4), (3, 5)])
+def test_only_the_columns_that_are_trained_are_evaluated(algorithm: Algorithm, begin: int, end: int) -> None:
+    """And the gradient and the metrics are those of evaluating them all."""
+    found = {}
+    for kind in (Asked, Whole):
+        policy = kind(ToyPolicyConfig(critic=True)).eval()
+        policy.load_state_dict(toy().state_dict())
+        rollout = trained_only(prepared(policy), begin, end)
+        rollout = rollout.with_(ref_logprobs=torch.where(rollout.mask, rollout.logprobs - 0.1, 0.0))
+        policy.asked.clear()
+        found[kind] = run(policy, rollout, algorithm, micro_rows=5)
+        rows = sum(rows for rows, _, _ in policy.asked)
+        assert rows == len(rollout)
+        assert {(first, last) for _, first, last in policy.asked} == {(0 if kind is Whole else begin, end - 1)}
+    (first,), metrics = found[Asked]
+    (second,), whole = found[Whole]
+    assert_same_gradient(first, second)
+    assert metrics == pytest.approx(whole, rel=1e-5, abs=1e-7)
+
+
+def test_windows_and_scoring_leave_out_what_is_not_trained() -> None:
+    policy = Asked(ToyPolicyConfig(critic=True)).eval()
+    rollout = trained_only(fixed_rollout(policy), 1, 4)
+    (wanted,), _ = run(policy, rollout, GRPO)
+    policy.asked.clear()
+    (found,), _ = run(policy, rollout, GRPO, micro_steps=2)
+    assert_same_gradient(found, wanted)
+    assert {(first, last) for _, first, last in policy.asked} >= {(1, 1), (2, 3)}  # of 0-1, 2-3 and 4
+    assert all(last == first for _, first, last in policy.asked if first != 2)  # of a window without any: one column
+    for kind, first in ((Asked, 1), (Whole, 0)):
+        scorer = kind(ToyPolicyConfig(critic=True)).eval()
+        scorer.load_state_dict(policy.state_dict())
+        scored = score(scorer, rollout, 6)
+        assert {(begin, last) for _, begin, last in scorer.asked} == {(first, 3)}
+        everything = policy(rollout.transitions, torch.arange(5).expand(len(rollout), -1)).logprobs
+        assert torch.allclose(scored, torch.where(rollout.mask, everything, 0.0), atol=1e-7)
+
+
+def test_which_columns_must_be_scored() -> None:
+    policy, whole = Asked(ToyPolicyConfig()), Whole(ToyPolicyConfig())
+    mask = torch.tensor([[False, True, False, False], [False, False, True, False]])
+    assert decisions(policy, mask) == range(1, 3)
+    assert decisions(whole, mask) == range(3)
+    assert decisions(policy, mask[:1]) == range(1, 2)
+    for one in (policy, whole):
+        assert decisions(one, torch.zeros_like(mask)) == range(1)
+        assert decisions(one, torch.ones_like(mask)) == range(4)
+
+
+def test_which_columns_must_be_scored_by_a_policy_in_ddp(tmp_path: Path) -> None:
+    """The wrapper itself has no `windowable`."""
+    import torch.distributed as dist
+
+    mask = torch.tensor([[False, True, True, False]])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        for kind, wanted in ((Asked, range(1, 3)), (Whole, range(3))):
+            assert decisions(DistributedDataParallel(kind(ToyPolicyConfig())), mask) == wanted
+    finally:
+        dist.destroy_process_group()
 
 
 @each_algorithm

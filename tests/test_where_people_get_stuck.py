@@ -1,4 +1,4 @@
-"""One test for each place where users of such tools get stuck, as far as it concerns vision."""
+"""One test for each place where users of such tools get stuck, for a model that answers and for one that draws."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
-from mmrl.check import Groups, verdict, zero_spread
+from mmrl.check import Groups, verdict_on_share, zero_spread
 from mmrl.cli import main
 from mmrl.config import ConfigError, load
 from mmrl.experiment import Trial, Tried
@@ -22,6 +22,7 @@ from mmrl.scoring import score
 from mmrl.settings import TrainConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import Parts, Trainer
+from mmrl.types import Rollout
 from rewards.compose import Part, WeightedSum
 from rewards.text import AnswerMatch
 from tests.tiny_vlms import make
@@ -133,16 +134,24 @@ def policy_with(model: Path, adapter: object, **more: object) -> VisionPolicy:
     return VisionPolicy.load(PolicyConfig(str(model), adapter=adapter, **more)).eval()
 
 
-def one_step(policy: VisionPolicy, reference) -> tuple[torch.Tensor, torch.Tensor, dict]:
+def collector_for(policy: VisionPolicy, config: RolloutConfig = RolloutConfig(2, 3, 4)) -> AnswerCollector:
     runtime = Runtime(RuntimeConfig(device="cpu"), 0)
-    encode = Encoder(policy.processor, Template(), ())
     reward = WeightedSum({"right": Part(AnswerMatch())})
-    collector = AnswerCollector(EXAMPLES, encode, reward, RolloutConfig(2, 3, 4), runtime)
+    return AnswerCollector(EXAMPLES, Encoder(policy.processor, Template(), ()), reward, config, runtime)
+
+
+def collected(collector: AnswerCollector, policy: VisionPolicy) -> Rollout:
     with acting(policy):
-        rollout = collector.collect(policy, torch.Generator().manual_seed(0))
+        return collector.collect(policy, torch.Generator().manual_seed(0))
+
+
+def one_step(policy: VisionPolicy, reference) -> tuple[torch.Tensor, torch.Tensor, dict]:
+    collector = collector_for(policy)
+    rollout = collected(collector, policy)
     own, other = score(policy, rollout, 4), score(reference, rollout, 4)
     algorithm = Algorithm(GroupRelative(), PPOClip(), TokenMean(), regularisers=(K3(coef=0.1),))
-    trainer = Trainer(Parts(policy, collector, None, algorithm, reference), TrainConfig(lr=1e-2), runtime)
+    parts = Parts(policy, collector, None, algorithm, reference)
+    trainer = Trainer(parts, TrainConfig(lr=1e-2), Runtime(RuntimeConfig(device="cpu"), 0))
     return own, other, trainer.step()
 
 
@@ -177,12 +186,7 @@ def test_stuck_on_kl_that_pulls_my_lora_back_out(model, adapter):
 def one_rollout_of(policy: VisionPolicy):
     """The rollout that `one_step` scores, drawn again from the untrained adapter of `policy`'s folder."""
     again = policy_with(Path(policy.config.model), policy.config.adapter)
-    runtime = Runtime(RuntimeConfig(device="cpu"), 0)
-    encode = Encoder(again.processor, Template(), ())
-    reward = WeightedSum({"right": Part(AnswerMatch())})
-    collector = AnswerCollector(EXAMPLES, encode, reward, RolloutConfig(2, 3, 4), runtime)
-    with acting(again):
-        return collector.collect(again, torch.Generator().manual_seed(0))
+    return collected(collector_for(again), again)
 
 
 def test_stuck_on_an_adapter_that_is_not_there(model, tmp_path):
@@ -258,19 +262,14 @@ def test_stuck_on_i_cannot_use_the_result_elsewhere(project, adapter, merge):
 
 
 def test_check_says_when_not_to_start():
-    trials = [Trial(None, (), {"accuracy": share}, "", None, "", 0.0) for share in (0.0, 0.1, 0.5, 0.99)]
-    said = [verdict(trial) for trial in trials]
+    said = [verdict_on_share("accuracy", share) for share in (0.0, 0.1, 0.5, 0.99)]
     assert [text.split(":")[0].split(" to start")[0] for text in said] == ["DO NOT START", "CAREFUL", "OK", "CAREFUL"]
 
 
 def test_check_tells_groups_all_right_from_groups_all_wrong(model):
     policy = policy_with(model, None)
-    runtime = Runtime(RuntimeConfig(device="cpu"), 0)
-    encode = Encoder(policy.processor, Template(), ())
-    reward = WeightedSum({"right": Part(AnswerMatch())})
-    collector = AnswerCollector(EXAMPLES, encode, reward, RolloutConfig(4, 2, 3), runtime)
-    with acting(policy):
-        rollout = collector.collect(policy, torch.Generator().manual_seed(0))
+    collector = collector_for(policy, RolloutConfig(4, 2, 3))
+    rollout = collected(collector, policy)
     total = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     last = rollout.alive & ~torch.nn.functional.pad(rollout.alive[:, 1:], (0, 1))
     rollout = rollout.with_(rewards=torch.where(last, total[:, None], 0.0))
@@ -278,3 +277,160 @@ def test_check_tells_groups_all_right_from_groups_all_wrong(model):
     tried = [Tried(str(number), "", "", "", bool(value)) for number, value in enumerate(total)]
     trial = Trial(rollout, tried, {}, "", collector, "", 0.0)
     assert zero_spread(trial) == Groups(all_right=0.25, all_wrong=0.5)
+
+
+def test_check_of_rewards_that_never_apply_says_so(project, capsys):
+    (project / "never_applies.py").write_text(
+        "def score(completions, **row):\n    return [None for _ in completions]\n"
+    )
+    assert main(["check", "config.yaml", "rewards={mine: {use: never_applies.score}}"]) == 0
+    said = capsys.readouterr().out
+    assert "DO NOT START: no reward applies to any of these outputs" in said
+    assert "none of the rewards (mine) applies to any of 4 outputs" in said
+    assert "worst" not in said
+
+
+# ---- a model that draws ----------------------------------------------------------------------------------
+
+DRAWING = """\
+experiment: diffusion
+policy: {{model: {model}, adapter: {adapter}}}
+data: {{train: prompts.jsonl, eval: held_out.jsonl}}
+sampling: {{steps: 4, guidance: 3.0, size: [16, 16]}}
+rewards:
+  bright: {{use: own_pictures.bright}}
+  ink: {{use: own_pictures.ink, weight: 0.5}}
+algorithm:
+  advantage: mmrl.advantages.GroupRelative
+  surrogate: {{class_path: mmrl.surrogates.PPOClip, init_args: {{clip_low: 1.0e-4, clip_high: 1.0e-4}}}}
+  aggregate: mmrl.aggregates.TokenMean
+  regularisers: [{{class_path: mmrl.regularisers.ExactKL, init_args: {{coef: 0.01}}}}]
+rollout: {{prompts: 2, group: 2}}
+train: {{steps: 3, lr: 1.0e-2}}
+evaluate: {{every: 1, samples: 2, metrics: {{dark: own_pictures.dark}}}}
+sheet: {{scheduler: DPMSolverMultistepScheduler, steps: 6, guidance: 2.0, size: [16, 16], seeds: [5]}}
+save: {{every: 1, keep: 1, best: dark}}
+logging: {{progress: false}}
+imports: [own_pictures]
+"""
+OWN_PICTURES = """\
+def bright(images, prompts, **row):
+    return [sum(image.convert("L").tobytes()) / 255 / image.width / image.height for image in images]
+def ink(images, style, **row):
+    return [1.0 if s == "ink" else None for s in style]
+def dark(images, prompts, metadata):
+    return [1 - value for value in bright(images, prompts)], {}
+"""
+
+
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny pipeline and a LoRA for it that is not zero."""
+    from diffusion.adapters import LoRA as PictureLoRA
+    from diffusion.policy import DiffusionPolicy
+    from diffusion.policy import PolicyConfig as PictureConfig
+    from tests.tiny_pipelines import make as make_pipeline
+
+    folder = tmp_path_factory.mktemp("drawing")
+    make_pipeline("sd", folder / "sd")
+    policy = DiffusionPolicy.load(PictureConfig(str(folder / "sd"), PictureLoRA(rank=4, alpha=8)))
+    torch.manual_seed(1)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    policy.save_pretrained(folder / "lora")
+    return folder / "sd", folder / "lora"
+
+
+@pytest.fixture(scope="module")
+def drawn(drawing, tmp_path_factory) -> Path:
+    """The folder of a run that went on from the LoRA."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, prompts in (("prompts", ("a red cat", "a blue dog", "a dog")), ("held_out", ("a cat", "a red dog"))):
+        rows = [{"prompt": text, "style": "ink" if n % 2 else "oil"} for n, text in enumerate(prompts)]
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "own_pictures.py").write_text(OWN_PICTURES)
+    (folder / "config.yaml").write_text(DRAWING.format(model=drawing[0], adapter=drawing[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "config.yaml", "--run", "run"]) == 0
+    return folder
+
+
+def logged(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stuck_on_my_picture_reward_is_a_function(drawn):
+    """Pictures, prompts and the columns of the data; None where one does not apply; DDPO's signature for a metric."""
+    summary = json.loads((drawn / "run" / "summary.json").read_text())
+    after = summary["eval_after"]
+    assert (after["reward_ink"]["n"], after["reward_bright"]["n"]) == (2, 4)
+    assert after["dark"]["value"] == pytest.approx(1 - after["reward_bright"]["value"], abs=1e-6)
+    rows = json.loads((drawn / "run" / "samples" / "step_000003" / "samples.json").read_text())
+    assert [sorted(row["parts"]) for row in rows] == [["bright"], ["bright", "ink"]]
+
+
+def test_stuck_on_kl_that_pulls_my_picture_lora_back_out(drawn, monkeypatch):
+    """KL to the LoRA one started from is exactly 0 at step 0, though it is not zero; to the bare model it is not."""
+    lines = logged(drawn / "run")
+    assert lines[0]["eval/kl"] == 0.0
+    steps = [line["update/kl"] for line in lines if "update/kl" in line]
+    assert steps[0] == 0.0
+    assert steps[-1] > 0
+    monkeypatch.chdir(drawn)
+    words = ["policy.reference=base", "train.steps=1", "evaluate.samples=0", "save.best=null"]
+    assert main(["train", "config.yaml", "--run", "to_base", *words]) == 0
+    to_base = logged(drawn / "to_base")
+    assert to_base[0]["eval/kl"] > 1e-4
+    assert next(line["update/kl"] for line in to_base if "update/kl" in line) > 1e-4
+
+
+def test_stuck_on_training_pictures_that_look_worse_than_inference(drawn, drawing):
+    """Samples show, beside a picture as in training, the one that plain diffusers draws with the sampler that the
+    pictures are for."""
+    from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+
+    folder = drawn / "run" / "samples" / "step_000000"
+    rows = json.loads((folder / "samples.json").read_text())
+    assert [row["images"] for row in rows] == [["000.png", "000_sheet1.png"], ["001.png", "001_sheet1.png"]]
+    assert rows[0]["output"] == "first: as in training, 4 steps; then: DPMSolverMultistepScheduler, 6 steps"
+    plain = DiffusionPipeline.from_pretrained(drawing[0])
+    plain.load_lora_weights(drawing[1])
+    plain.scheduler = DPMSolverMultistepScheduler.from_config(plain.scheduler.config)
+    options = {"num_inference_steps": 6, "guidance_scale": 2.0, "height": 16, "width": 16}
+    for row in rows:
+        theirs = plain(row["prompt"], generator=torch.Generator().manual_seed(5), **options).images[0]
+        ours = Image.open(folder / row["images"][1])
+        apart = [abs(a - b) for a, b in zip(theirs.tobytes(), ours.tobytes(), strict=True)]
+        assert max(apart) <= 1
+
+
+def test_stuck_on_which_pictures_are_best(drawn, monkeypatch):
+    """The best checkpoint by a figure that is only measured stays, and can be named."""
+    summary = json.loads((drawn / "run" / "summary.json").read_text())
+    values = [line["eval/dark"] for line in logged(drawn / "run") if "eval/dark" in line]
+    assert (summary["best"]["value"], values[summary["best"]["step"]]) == (max(values), max(values))
+    monkeypatch.chdir(drawn)
+    assert main(["evaluate", "run", "--checkpoint", "best"]) == 0
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_stuck_on_i_cannot_use_my_pictures_model_elsewhere(drawn, drawing, monkeypatch, merge):
+    """A LoRA, or a whole pipeline, that plain diffusers draws other pictures with, and says how in its card."""
+    from diffusers import DiffusionPipeline
+
+    monkeypatch.chdir(drawn)
+    out = "merged" if merge else "lora"
+    assert main(["export", "run", "--to", out, "--checkpoint", "latest", *(["--merge"] if merge else [])]) == 0
+    pictures = []
+    for folder, lora in (("merged" if merge else drawing[0], None if merge else out), (drawing[0], drawing[1])):
+        plain = DiffusionPipeline.from_pretrained(folder)
+        if lora is not None:
+            plain.load_lora_weights(lora)
+        options = {"num_inference_steps": 3, "height": 16, "width": 16, "output_type": "pt"}
+        pictures.append(plain("a cat", generator=torch.Generator().manual_seed(0), **options).images)
+    assert float((pictures[0] - pictures[1]).abs().max()) > 1e-3
+    card = (drawn / out / "README.md").read_text()
+    for words in (f"base_model: {drawing[0]}", "own_pictures.bright", "held_out.jsonl", "from_pretrained"):
+        assert words in card

@@ -10,10 +10,11 @@ import torch
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.batching import UpdateConfig
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
 from mmrl.types import Rollout
-from mmrl.update import UpdateConfig, update
+from mmrl.update import update
 from vision.adapters import LoRA
 from vision.policy import PolicyConfig, VisionPolicy
 

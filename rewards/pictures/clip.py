@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,27 +99,12 @@ def load_tower(model: str, pretrained: str, device: str) -> Tower:
     """
     path = find_path(model)
     try:
-        if path.is_dir() and "model_cfg" not in json.loads((path / SIZES).read_text()):
-            return small_tower(path, device)
         return open_clip_tower(f"local-dir:{path}" if path.is_dir() else model, pretrained, device)
     except Exception as error:  # of any kind: network, hub, disk, another architecture's weights
         raise RewardError(
             f"the CLIP model {model!r} (pretrained {pretrained!r}) cannot be loaded ({said(error)}): download it "
             "where there is a network, or give a local folder or file of its weights"
         ) from error
-
-
-def small_tower(folder: Path, device: str) -> Tower:
-    """A small CLIP of ours."""
-    from rewards.small_clip import load
-
-    model, preprocess, tokenize = load(folder)
-    model = model.to(device).eval().requires_grad_(False)
-    return Tower(
-        lambda pixels: model.encode_image(preprocess(pixels)),
-        lambda texts: model.encode_text(tokenize(texts).to(device)),
-        device,
-    )
 
 
 def open_clip_tower(model: str, pretrained: str, device: str, mode: ResizeMode | None = None) -> Tower:

@@ -123,6 +123,10 @@ class Judge(RewardFunction):
     def __call__(self, samples: Samples) -> Scores:
         return self.scored(samples, Cache(Path(self.cache) if self.cache else None), 0)
 
+    def calls(self, prompts: int, each: int) -> int:
+        """How many questions `each` pictures of so many prompts make, if none is asked again."""
+        return prompts * each if self.mode == "absolute" else prompts * (each > 1)
+
     def repeatability(self, samples: Samples, times: int = 3) -> float:
         """How much the judge differs from itself: the standard deviation of the scores of a picture over `times`
         equal questions, averaged over pictures; 0 is a judge who always says the same. When ranking, the pictures are

@@ -32,7 +32,7 @@ class Tally:
 
     def __init__(self, budget: int | None) -> None:
         self.budget, self.calls, self.unparsable, self.model = budget, 0, 0, ""
-        self._lock = threading.Lock()
+        self._lock, self._failed = threading.Lock(), 0
 
     def take(self, count: int = 1) -> None:
         """Note `count` more calls.
@@ -43,6 +43,16 @@ class Tally:
         with self._lock:
             self.check(count)
             self.calls += count
+
+    def failed(self, attempts: int) -> bool:
+        """Note that a call failed so many times; whether that is news: of many calls at a time one speaks."""
+        with self._lock:
+            news, self._failed = attempts > self._failed, max(attempts, self._failed)
+        return news
+
+    def answered(self) -> None:
+        """Note that there was an answer: the next failure is news again."""
+        self._failed = 0
 
     def check(self, count: int) -> None:
         """That `count` more calls may be made.
@@ -118,11 +128,13 @@ class Endpoint:
             tally.take()
             answer, reason, wanted_pause = self._try(client, body)
             if answer is not None:
+                tally.answered()
                 return answer
             if attempt < self.retries:
                 jitter = 0.5 + mark[attempt % len(mark)] / 255  # not all at once, and the same in every run
                 pause = max(min(self.pause_s * 2**attempt, LONGEST_PAUSE_S) * jitter, wanted_pause)
-                LOGGER.warning("judge %s: %s; try %d in %.1f s", self.shown, reason, attempt + 2, pause)
+                if tally.failed(attempt + 1):
+                    LOGGER.warning("judge %s: %s; try %d in %.1f s", self.shown, reason, attempt + 2, pause)
                 stop.wait(pause)
         raise RewardError(
             f"the judge at {self.shown} gave no answer in {self.retries + 1} tries over "

@@ -60,16 +60,15 @@ def settings(tokenizer: CLIPTokenizer) -> dict[str, object]:
     }  # fmt: skip
 
 
-def make(folder: Path, seed: int, steps: int, lr: float, progress: bool = True) -> dict[str, object]:
-    """Train a small CLIP by `steps` of AdamW, each on a fresh picture of every caption, and write it to `folder`;
-    returns what it reached on pictures that it never saw."""
-    tokenizer = train_tokenizer(emoji.captions())
-    about = settings(tokenizer)
+def untrained(about: dict[str, object], seed: int) -> open_clip.CLIP:
+    """A new model of these sizes, which are open_clip's `model_cfg`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = open_clip.CLIP(**about)
-    tokens = torch.tensor(tokenizer(emoji.captions(), padding="max_length").input_ids)
-    _train(model, tokens, seed, steps, lr, progress)
+        return open_clip.CLIP(**about)
+
+
+def write(folder: Path, model: torch.nn.Module, about: dict[str, object], tokenizer: CLIPTokenizer) -> None:
+    """Write `model`, whose sizes are `about`, as open_clip reads it by `local-dir:`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -77,6 +76,17 @@ def make(folder: Path, seed: int, steps: int, lr: float, progress: bool = True) 
         json.dumps({"model_cfg": about, "preprocess_cfg": preprocess}, indent=1)
     )
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+def make(folder: Path, seed: int, steps: int, lr: float, progress: bool = True) -> dict[str, object]:
+    """Train a small CLIP by `steps` of AdamW, each on a fresh picture of every caption, and write it to `folder`;
+    returns what it reached on pictures that it never saw."""
+    tokenizer = train_tokenizer(emoji.captions())
+    about = settings(tokenizer)
+    model = untrained(about, seed)
+    tokens = torch.tensor(tokenizer(emoji.captions(), padding="max_length").input_ids)
+    _train(model, tokens, seed, steps, lr, progress)
+    write(folder, model, about, tokenizer)
     held_out = _pixels(4, seed + 2_000_000)
     with torch.no_grad():
         pictures, texts, _ = model(held_out, tokens)
@@ -98,7 +108,9 @@ def _pixels(per_caption: int, seed: int) -> Tensor:
 
 def _train(model: torch.nn.Module, tokens: Tensor, seed: int, steps: int, lr: float, progress: bool) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, steps, pct_start=max(0.1, 2 / steps) if steps > 2 else 0.5
+    )
     contrast = ClipLoss()
     for step in tqdm(range(steps), disable=not progress, unit="step"):
         pictures, texts, scale = model(_pixels(1, seed * 100_000 + step), tokens)
