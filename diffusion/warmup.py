@@ -25,7 +25,7 @@ from mmrl.recipes import find_asset
 from mmrl.runtime import Runtime
 from rewards.pictures import emoji, small_clip
 from rewards.pictures.base import pixels_of
-from rewards.pictures.small_clip import train_tokenizer
+from rewards.pictures.small_clip import rise, train_tokenizer
 
 PER_CAPTION = 24
 """Pictures of each caption that are trained on."""
@@ -218,9 +218,7 @@ def _fit(
 ) -> None:  # fmt: skip
     known = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(known, fit.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, fit.lr, fit.steps, pct_start=max(0.05, 2 / fit.steps) if fit.steps > 2 else 0.5
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fit.lr, fit.steps, pct_start=rise(0.05, fit.steps))
     with tqdm(total=fit.steps, disable=not progress, unit="step") as bar:
         for _ in range(fit.steps):
             found = loss()

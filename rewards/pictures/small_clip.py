@@ -108,9 +108,7 @@ def _pixels(per_caption: int, seed: int) -> Tensor:
 
 def _train(model: torch.nn.Module, tokens: Tensor, seed: int, steps: int, lr: float, progress: bool) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, steps, pct_start=max(0.1, 2 / steps) if steps > 2 else 0.5
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=rise(0.1, steps))
     contrast = ClipLoss()
     for step in tqdm(range(steps), disable=not progress, unit="step"):
         pictures, texts, scale = model(_pixels(1, seed * 100_000 + step), tokens)
@@ -119,6 +117,11 @@ def _train(model: torch.nn.Module, tokens: Tensor, seed: int, steps: int, lr: fl
         loss.backward()
         optimizer.step()
         schedule.step()
+
+
+def rise(share: float, steps: int) -> float:
+    """The share of `steps` in which OneCycleLR's rate rises: `share`, but never just one step: it would divide by 0."""
+    return max(share, 1.5 / steps if steps > 1 else 0.5)
 
 
 def colourfulness(picture: Image.Image) -> float:
