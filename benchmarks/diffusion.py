@@ -76,7 +76,7 @@ class Curve:
     cpu: list[float]
     reward: list[float]
     gold: list[float]
-    kl: list[float]
+    kl: list[float]  # empty where it was not watched
 
     @property
     def gain(self) -> np.ndarray:
@@ -91,9 +91,15 @@ def curve(folder: Path) -> Curve:
         if "time/cpu" in line:
             cpu[line["step"]] = line["time/cpu"]
         if "eval/reward" in line:
-            points.append((line["step"], line["eval/reward"], line["eval/gold_accuracy"], line.get("eval/kl", 0.0)))
+            points.append((line["step"], line["eval/reward"], line["eval/gold_accuracy"], line.get("eval/kl")))
     steps, reward, gold, kl = (list(column) for column in zip(*{p[0]: p for p in points}.values(), strict=True))
-    return Curve([round(cpu[step], 2) for step in steps], reward, gold, kl)
+    return Curve([round(cpu[step], 2) for step in steps], reward, gold, [] if None in kl else kl)
+
+
+def commits(folders: Sequence[Path]) -> list[str]:
+    """Of the code that made these runs."""
+    found = {str(json.loads((folder / "provenance.json").read_text())["commit"]) for folder in folders}
+    return sorted(found)
 
 
 def score(found: Curve, budget: float) -> float:
@@ -136,8 +142,8 @@ def listed(curves: Sequence[Curve]) -> dict[str, object]:
         "best_gain": spread([float(c.gain.max()) for c in curves]),
         "gold_at_start": spread([c.gold[0] for c in curves]),
         "gold_at_end": spread([c.gold[-1] for c in curves]),
-        "kl_at_end": spread([c.kl[-1] for c in curves]),
         "cpu_s": spread([c.cpu[-1] for c in curves]),
+        **({"kl_at_end": spread([c.kl[-1] for c in curves])} if all(c.kl for c in curves) else {}),
         "curve": {name: [round(float(v), 4) for v in values[thin]] for name, values in mean.items()},
     }
 
@@ -179,6 +185,7 @@ def compress() -> None:
     write("diffusion_compress", {
         "what": "RLCM against DDPO on JPEG size, held-out prompts; gain in kB", "seeds": SEEDS, "rates": rates,
         "rates_looked_at": {"seed": CHOOSING, "mean_reward": looked}, "logprob_diff_max": parity,
+        "commits": commits(folders),
         "ratios": ratios(found), "arms": {name: listed(curves) for name, curves in found.items()},
     })  # fmt: skip
 
@@ -220,16 +227,18 @@ def align() -> None:
     found = {ALIGN.name: [curve(f) for f in folders[::2]], PATHWISE.name: [curve(f) for f in folders[1::2]]}
     write("diffusion_align", {
         "what": "cosine of the rewarding CLIP on held-out captions; gold accuracy by another one", "seeds": SEEDS,
-        "rates": rates,
+        "rates": rates, "commits": commits(folders),
         "arms": {name: {"start": spread([c.reward[0] for c in cs]), **listed(cs)} for name, cs in found.items()},
     })  # fmt: skip
 
 
 def flow() -> None:
     """Flow-GRPO on the flow pipeline."""
-    curves = [curve(f) for f in together([(FLOW, seed, GIVEN[2]) for seed in SEEDS])]
+    folders = together([(FLOW, seed, GIVEN[2]) for seed in SEEDS])
+    curves = [curve(folder) for folder in folders]
     write("diffusion_flow", {
         "what": "Flow-GRPO with KL on alignment, held-out captions", "seeds": SEEDS, "rate": GIVEN[2],
+        "commits": commits(folders),
         "start": spread([c.reward[0] for c in curves]), **listed(curves),
     })  # fmt: skip
 
