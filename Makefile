@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench assets results clean
+.PHONY: setup vulkan demo test check bench assets results clean
 
 # One virtual environment, made by uv; the stamp is newer than what it was made from.
 setup: .venv/.stamp
@@ -16,10 +16,15 @@ setup: .venv/.stamp
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# For simulated pictures: Mesa's software Vulkan driver, unpacked into .venv. Where it cannot be had one sentence says so, and
+# what needs it is skipped.
+vulkan: setup
+	@$(BIN)/python -m vla.sim.lavapipe || true
+
 demo: setup
 	$(BIN)/python -m benchmarks.demo
 
-test: setup
+test: setup vulkan
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
