@@ -11,8 +11,8 @@ import sapien
 import torch
 from mani_skill.agents.controllers import pd_ee_pose, pd_joint_pos
 from mani_skill.agents.controllers.base_controller import BaseController, CombinedController
-from mani_skill.utils.structs import Pose
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[np.float32]
 
@@ -86,7 +86,7 @@ class _EndEffector:
             raise CannotSpeedUp(f"end-effector control in the frame {config.frame}, or with a memory")
         if not controller._normalize_action:
             raise CannotSpeedUp("end-effector control in its own units")
-        self.controller, self.scale = controller, _Scale(controller)
+        self.scale = _Scale(controller)
         root = controller.root_link.pose.inv().raw_pose[0].numpy()
         self.base_p, self.base_q = root[:3], root[3:]
         self.joints = [joint._objs[0] for joint in controller.joints]
@@ -121,10 +121,22 @@ class _EndEffector:
 
 
 class _EndEffectorPose(_EndEffector):
+    """A turn with it, of Euler angles XYZ in the frame of the base, clipped by its norm."""
+
+    def __init__(self, controller: pd_ee_pose.PDEEPoseController) -> None:
+        super().__init__(controller)
+        self.angle = float(controller.config.rot_lower)
+        if abs(self.angle) > 1:
+            raise CannotSpeedUp("end-effector control with steps of more than a radian")
+
     def target(self, action: Array) -> sapien.Pose:
-        moved = self.controller._preprocess_action(torch.from_numpy(action)[None])
-        now = Pose(torch.from_numpy(np.concatenate(self.now()))[None])
-        return self.controller.compute_target_pose(now, moved).sp
+        angles = torch.from_numpy(action[None, 3:])
+        norm = torch.linalg.norm(angles, axis=1)
+        if norm > 1:
+            angles = angles * (1 / norm[:, None])
+        position, rotation = self.now()
+        turned = _multiply(_turn((angles * self.angle)[0]), rotation)
+        return sapien.Pose(self.scale(action)[:3] + position, -turned if turned[0] < 0 else turned)
 
 
 class _Scale:
@@ -160,3 +172,16 @@ def _multiply(a: Array, b: Array) -> Array:
     """Product of two quaternions (4,), real part first, summed in ManiSkill's order."""
     terms = a[:, None] * (b[ORDER] * SIGN)
     return terms[0] + terms[1] + terms[2] + terms[3]
+
+
+def _turn(angles: Tensor) -> Array:
+    """Quaternion of Euler angles XYZ (3,) of less than a right angle. Sines, products and the root are torch's,
+    whose last bit is not numpy's."""
+    (cx, cy, cz), (sx, sy, sz) = torch.cos(angles).tolist(), torch.sin(angles).tolist()
+    x, y, z = torch.tensor([
+        [1, 0, 0, 0, cx, -sx, 0, sx, cx], [cy, 0, sy, 0, 1, 0, -sy, 0, cy], [cz, -sz, 0, sz, cz, 0, 0, 0, 1]
+    ]).view(3, 1, 3, 3)  # fmt: skip
+    m = torch.matmul(torch.matmul(x, y), z)[0].numpy()
+    twice = torch.sqrt(torch.from_numpy(np.float32([1 + m[0, 0] + m[1, 1] + m[2, 2]]))).numpy()[0]
+    parts = np.array([twice * twice, m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])
+    return parts / (np.float32(2) * twice)
