@@ -182,6 +182,6 @@ def _turn(angles: Tensor) -> Array:
         [1, 0, 0, 0, cx, -sx, 0, sx, cx], [cy, 0, sy, 0, 1, 0, -sy, 0, cy], [cz, -sz, 0, sz, cz, 0, 0, 0, 1]
     ]).view(3, 1, 3, 3)  # fmt: skip
     m = torch.matmul(torch.matmul(x, y), z)[0].numpy()
-    twice = torch.sqrt(torch.from_numpy(np.float32([1 + m[0, 0] + m[1, 1] + m[2, 2]]))).numpy()[0]
+    twice = torch.sqrt(torch.tensor([1 + m[0, 0] + m[1, 1] + m[2, 2]])).numpy()[0]
     parts = np.array([twice * twice, m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]])
     return parts / (np.float32(2) * twice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Sequence
 
@@ -44,7 +45,10 @@ def module_of(task: TaskConfig) -> str:
     spec = REGISTERED_ENVS[task.id]
     if task.max_steps is None and spec.max_episode_steps is None:
         raise ValueError(f"task {task.id} is registered without max_episode_steps: give max_steps")
-    return str(spec.cls.__module__)
+    module = str(spec.cls.__module__)
+    if module == "__main__" and "__file__" not in vars(sys.modules[module]):
+        raise ValueError(f"task {task.id} is registered in a session, where no worker finds it: put it into a module")
+    return module
 
 
 def steps_of(task: TaskConfig) -> int:

@@ -134,7 +134,8 @@ class Rows:
 
     def draw(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures (len(rows), 3, Y, X) for people to look at."""
-        return np.stack([self._envs[row].render() for row in rows])
+        pictures = [self._envs[row].render() for row in rows]
+        return np.stack(pictures) if pictures else np.zeros((0, 3, 1, 1), np.uint8)
 
     def _views(self) -> Views:
         state = np.zeros((len(self._seen), self._width), np.float32)

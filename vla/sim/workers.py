@@ -20,8 +20,8 @@ from vla.sim.base import Chunk, Observations, SimulationConfig, SimulationError,
 from vla.sim.tasks import module_of
 from vla.sim.worker import Act, Acted, Draw, Job, Reset, Views, serve
 
-STARTS_S = 300.0
-"""Seconds that a worker may take to import and build its environments."""
+STARTS_S, BUILDS_S = 300.0, 5.0
+"""Seconds that a worker may take to start, and to build one environment more (0.2 for a task with two objects)."""
 
 
 class Worker:
@@ -82,7 +82,7 @@ class Workers(Simulator):
                 rows = torch.arange(number, len(self.task_index), count)
                 mine = [tasks[int(self.task_index[row])] for row in rows]
                 self._workers.append(Worker(rows, Job(config, mine, modules), settings))
-            self.tasks = self._specs(len(tasks), [self._answer(worker, STARTS_S) for worker in self._workers])
+            self.tasks = self._specs(len(tasks), [self._ready(worker) for worker in self._workers])
         except BaseException:
             self.close()
             raise
@@ -134,17 +134,14 @@ class Workers(Simulator):
 
     def render(self, env_index: Tensor) -> Tensor:
         self.check_render()
-        chosen = set(env_index.tolist())
-        messages = [Draw([n for n, row in enumerate(w.rows.tolist()) if row in chosen]) for w in self._workers]
-        drawn: dict[int, Tensor] = {}
-        for worker, message in zip(self._workers, messages, strict=True):
-            if message.rows:
-                worker.send(message)
-        for worker, message in zip(self._workers, messages, strict=True):
-            answer = self._answer(worker, self.config.patience_s, restart=True) if message.rows else []
-            if answer is None:  # lost: nothing to see
-                answer = np.zeros((len(message.rows), 3, self.config.video_size, self.config.video_size), np.uint8)
-            drawn |= dict(zip(worker.rows[message.rows].tolist(), map(torch.as_tensor, answer), strict=True))
+        side, chosen, drawn = self.config.video_size, set(env_index.tolist()), {}
+        for worker in self._workers:
+            rows = [number for number, row in enumerate(worker.rows.tolist()) if row in chosen]
+            worker.send(Draw(rows))
+            pictures = self._answer(worker, self.config.patience_s, restart=True)
+            if pictures is None:  # lost: nothing to see
+                pictures = np.zeros((len(rows), 3, side, side), np.uint8)
+            drawn |= dict(zip(worker.rows[rows].tolist(), torch.as_tensor(pictures), strict=True))
         return torch.stack([drawn[row] for row in env_index.tolist()])
 
     def _chunk(self, answers: Sequence[object], horizon: int) -> Chunk:
@@ -213,7 +210,11 @@ class Workers(Simulator):
         self._lost[worker.rows] |= self._running[worker.rows]
         self._running[worker.rows] = False
         worker.start()
-        self._answer(worker, STARTS_S)
+        self._ready(worker)
+
+    def _ready(self, worker: Worker) -> object:
+        """Its specs, once it has built its environments."""
+        return self._answer(worker, STARTS_S + BUILDS_S * len(worker.rows))
 
     @staticmethod
     def _reset_of(worker: Worker, chosen: Mapping[int, int]) -> Reset:
