@@ -162,3 +162,9 @@ def test_pictures_are_observed_and_drawn() -> None:
     assert begun.state.shape == (2, 25)  # nothing of the cube
     assert drawn.shape == (1, 3, 64, 64)
     assert drawn.float().std() > 10
+    config = SimulationConfig(step="official")  # what is seen changes nothing of what happens
+    prepare(Job(config, (), ()))
+    alone = Rows(Job(config, [TaskConfig("PushCube-v1")] * 2, ()))
+    alone.reset([0, 1], [0, 1])
+    unseen = alone.act(np.ones((2, 2, 4), np.float32), None).views.state
+    assert np.allclose(unseen[:, :18], chunk.observations.state[:, :18], atol=1e-6)

@@ -9,12 +9,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vla.sim.base import SimulationConfig, SimulationError, TaskConfig, TaskSpec
+
+if TYPE_CHECKING:  # ManiSkill comes after visuals are left out
+    from vla.sim.single import Step
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -80,7 +84,7 @@ class Rows:
     """n environments and where each is in its episode."""
 
     def __init__(self, job: Job) -> None:
-        from vla.sim.fast import make  # ManiSkill: after visuals are left out
+        from vla.sim.fast import make  # likewise
 
         self._make, self._job = make, job
         self._envs = [make(task, job.config) for task in job.tasks]
@@ -106,31 +110,38 @@ class Rows:
 
     def act(self, actions: Floats, then: Sequence[int] | None) -> Acted:
         """Take the steps `actions` (n, H, A)."""
-        began, (count, horizon) = time.perf_counter(), actions.shape[:2]
-        rewards = np.zeros((count, horizon), np.float32)
-        success, alive = np.zeros((count, horizon), bool), np.zeros((count, horizon), bool)
-        terminated, truncated, before = np.zeros(count, bool), np.zeros(count, bool), self._broken.copy()
-        for row, env in enumerate(self._envs):
-            for h in range(horizon if not self._over[row] else 0):
-                step = env.step(actions[row, h, : env.spec.action_size])
-                if not (np.isfinite(step.seen.state).all() and np.isfinite(step.reward)):
-                    self._broken[row] = self._over[row] = True
-                    rewards[row], success[row], alive[row] = 0, False, False
-                    break
-                self._seen[row] = step.seen
-                self._taken[row] += 1
+        began, before = time.perf_counter(), self._broken.copy()
+        rewards = np.zeros(actions.shape[:2], np.float32)
+        success, alive = np.zeros(actions.shape[:2], bool), np.zeros(actions.shape[:2], bool)
+        terminated, truncated = np.zeros(len(actions), bool), np.zeros(len(actions), bool)
+        for row in np.flatnonzero(~self._over).tolist():
+            steps, terminated[row], truncated[row] = self._play(row, actions[row])
+            for h, step in enumerate(steps):
                 rewards[row, h], success[row, h], alive[row, h] = step.reward, step.success, True
-                terminated[row] = self._job.config.terminate and (step.success or step.failed)
-                truncated[row] = not terminated[row] and self._taken[row] >= env.spec.max_steps
-                if terminated[row] or truncated[row]:
-                    self._over[row] = True
-                    break
         final, broken = self._views(), self._broken & ~before
         if then is not None:
             over = np.flatnonzero(self._over).tolist()
             self.reset(over, [then[row] for row in over])
         seconds = time.perf_counter() - began
         return Acted(self._views(), final, rewards, success, alive, terminated, truncated, broken, seconds)
+
+    def _play(self, row: int, actions: Floats) -> tuple[list[Step], bool, bool]:
+        """The steps that one environment takes of a chunk (H, A), whether they end in success or failure, and whether
+        the last step of the episode was among them. No step of a chunk in which the physics was lost."""
+        env, steps = self._envs[row], []
+        for action in actions[:, : self._envs[row].spec.action_size]:
+            step = env.step(action)
+            if not (np.isfinite(step.seen.state).all() and np.isfinite(step.reward)):
+                self._broken[row] = self._over[row] = True
+                return [], False, False
+            steps.append(step)
+            self._seen[row] = step.seen
+            self._taken[row] += 1
+            terminated = self._job.config.terminate and (step.success or step.failed)
+            self._over[row] = terminated or self._taken[row] >= env.spec.max_steps
+            if self._over[row]:
+                return steps, terminated, not terminated
+        return steps, False, False
 
     def draw(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures (len(rows), 3, Y, X) for people to look at."""
