@@ -17,6 +17,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from diffusion.prompts import Asked
 from diffusion.steppers import Stepper
 from diffusion.transitions import Call, DenoiseTransitions
 
@@ -39,6 +40,7 @@ class Recording:
     means: list[Tensor] = field(default_factory=list)
     stds: list[Tensor] = field(default_factory=list)
     table: dict[str, Tensor] = field(default_factory=dict)
+    decoded: list[Tensor] = field(default_factory=list)  # what the autoencoder was given
 
     def noisy(self, step: int) -> bool:
         """Whether this step is drawn with noise."""
@@ -83,7 +85,8 @@ def recording(
 ) -> Iterator[Recording]:
     """Record the one run of `pipeline` that happens inside."""
     record = Recording(stepper, generator, stochastic)
-    denoiser, scheduler = pipeline.components[denoiser_name(pipeline)], pipeline.scheduler
+    denoiser, scheduler, vae = pipeline.components[denoiser_name(pipeline)], pipeline.scheduler, pipeline.vae
+    decode = vae.decode
     signature, forward = inspect.signature(type(denoiser).forward), denoiser.forward
 
     def listen(*args: object, **kwargs: object) -> object:
@@ -100,11 +103,15 @@ def recording(
             return SimpleNamespace(prev_sample=action, denoised=action, pred_original_sample=action)
         return action, action  # LCM's pipeline decodes the second, which is the same at its last step
 
-    denoiser.forward, scheduler.step = listen, step
+    def listen_to_decoder(latents: Tensor, *args: object, **kwargs: object) -> object:
+        record.decoded.append(latents)
+        return decode(latents, *args, **kwargs)
+
+    denoiser.forward, scheduler.step, vae.decode = listen, step, listen_to_decoder
     try:
         yield record
     finally:
-        del denoiser.forward, scheduler.step
+        del denoiser.forward, scheduler.step, vae.decode
 
 
 def _draw(record: Recording, scheduler: object, output: Tensor, sample: Tensor) -> Tensor:
@@ -135,8 +142,10 @@ def _advance(scheduler: object, timestep: object) -> None:
     scheduler._step_index += 1
 
 
-def transitions_of(record: Recording, prompts: Sequence[int], guidance: float) -> DenoiseTransitions:
-    """What was recorded, with each prompt (its number, for every row) kept once.
+def transitions_of(
+    record: Recording, prompts: Sequence[int], asked: Sequence[Asked], guidance: float
+) -> DenoiseTransitions:
+    """What was recorded, with each prompt, of which every row has the number, kept once.
 
     Raises:
         CannotReplay: the arguments or the guidance cannot be made again from what was recorded.
@@ -161,7 +170,29 @@ def transitions_of(record: Recording, prompts: Sequence[int], guidance: float) -
             )
     noisy = torch.tensor([[record.noisy(step) for step in range(steps)]]).expand(rows, -1)
     same = torch.equal(inputs, latents[:, :-1])
-    return DenoiseTransitions(latents, None if same else inputs, index, record.table, noisy, call)
+    return DenoiseTransitions(latents, None if same else inputs, index, record.table, noisy, call, tuple(asked))
+
+
+def decoder_input(vae: nn.Module, latents: Tensor) -> Tensor:
+    """What most pipelines give their autoencoder: the latents (n, ...) scaled back and shifted by its config."""
+    found: Tensor = latents / vae.config.scaling_factor  # type: ignore[union-attr]
+    shift = vae.config.get("shift_factor")  # type: ignore[union-attr]
+    return found if not shift else found + shift
+
+
+def check_decoding(record: Recording, vae: nn.Module) -> None:
+    """That pixels can be made from the last latents with `decoder_input`.
+
+    Raises:
+        CannotReplay: this pipeline does something else in between.
+    """
+    given = torch.cat(record.decoded) if record.decoded else None
+    ours = decoder_input(vae, record.latents[-1])
+    if given is None or given.shape != ours.shape or not torch.equal(given, ours):
+        raise CannotReplay(
+            "this pipeline does more to its last latents than the autoencoder's scale and shift, so that a reward "
+            "cannot be differentiated by them: use a surrogate such as mmrl.surrogates.PPOClip without Pathwise"
+        )
 
 
 def with_guidance(output: Tensor, call: Call) -> Tensor:

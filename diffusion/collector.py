@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from diffusion.policy import DiffusionPolicy
-from diffusion.prompts import Asked
-from diffusion.sampling import SamplingConfig, draw
+from diffusion.prompts import Asked, as_samples
+from diffusion.sampling import Drawn, SamplingConfig, draw, joined
 from mmrl.order import Shuffled
 from mmrl.runtime import Runtime
-from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples
+from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """`prompts` a step over all processes, and `group` pictures of each."""
+    """`prompts` a step over all processes, and `group` pictures of each. `portion` prompts are drawn at a time (null:
+    all of a process), and rewarded while the next ones are drawn: less memory, and no waiting for a judge."""
 
     prompts: int = 8
     group: int = 8
+    portion: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group"):
-            if vars(self)[name] < 1:
+        for name in ("prompts", "group", "portion"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
 
 
@@ -53,9 +56,7 @@ class PictureCollector(Collector):
         taken = self._order.take(self.config.prompts)
         places = range(self.runtime.rank, len(taken), self.runtime.world)
         chosen = [self.prompts[taken[place]] for place in places]
-        drawn = draw(policy, [asked.prompt for asked in chosen], self.config.group, self.sampling, generator)
-        asked = [one for one in chosen for _ in range(self.config.group)]
-        scores = self.reward(as_samples(asked, drawn.pictures))
+        drawn, scores = self._drawn_and_rewarded(policy, chosen, generator)
         device = drawn.logprobs.device
         alive = scores.applicable.to(device)[:, None].expand_as(drawn.mask)
         rewards = torch.zeros_like(drawn.logprobs)
@@ -70,8 +71,24 @@ class PictureCollector(Collector):
             group_ids=torch.tensor(list(places), device=device).repeat_interleave(self.config.group),
             reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
             applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},
-            decision_size=1 if policy.config.logprob_reduction == "mean" else drawn.dimensions,
+            decision_size=1 if policy.config.logprob_reduction == "mean" else drawn.transitions.dimensions,
         )
+
+    def _drawn_and_rewarded(
+        self, policy: DiffusionPolicy, asked: Sequence[Asked], generator: torch.Generator
+    ) -> tuple[Drawn, Scores]:
+        """A group of each prompt, portion by portion: one is rewarded in a thread while the next is drawn."""
+        window, size = self.sampling.window(generator), self.config.portion or len(asked)
+        parts: list[Drawn] = []
+        with ThreadPoolExecutor(1) as background:
+            waiting: list[Future[Scores]] = []
+            for start in range(0, len(asked), size):
+                portion = asked[start : start + size]
+                parts.append(draw(policy, portion, self.config.group, self.sampling, generator, window))
+                rows = [one for one in portion for _ in range(self.config.group)]
+                waiting.append(background.submit(self.reward, as_samples(rows, parts[-1].pictures)))
+            scores = [future.result() for future in waiting]
+        return joined(parts), joined_scores(scores)
 
     def state_dict(self) -> dict[str, object]:
         return {"drawn": self._order.drawn}
@@ -80,9 +97,8 @@ class PictureCollector(Collector):
         self._order.drawn = int(str(state["drawn"]))
 
 
-def as_samples(asked: Sequence[Asked], pictures: Sequence[object]) -> Samples:
-    """What rewards and metrics read: pictures with the columns of their prompts."""
-    names = {name: None for one in asked for name in one.columns}
-    columns: dict[str, Sequence[object]] = {name: [one.columns.get(name) for one in asked] for name in names}
-    columns["prompt"] = [one.prompt for one in asked]
-    return Samples(pictures, columns, [one.id for one in asked])
+def joined_scores(several: Sequence[Scores]) -> Scores:
+    """Scores of portions as those of the whole, part by part."""
+    parts = {name: joined_scores([one.parts[name] for one in several]) for name in several[0].parts}
+    values, applicable = (torch.cat([vars(one)[name] for one in several]) for name in ("values", "applicable"))
+    return Scores(values, applicable, parts)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusion.collector import PictureCollector, RolloutConfig
-from diffusion.evaluation import PictureEvaluator
+from diffusion.evaluation import WATCHED, PictureEvaluator, SheetConfig, Watched
 from diffusion.policy import DiffusionPolicy, PolicyConfig
-from diffusion.prompts import DataConfig
+from diffusion.prompts import DataConfig, read_prompts
+from diffusion.quality import Sampler, table
 from diffusion.sampling import SamplingConfig
+from diffusion.warmup import Making
 from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported
 from mmrl.metrics import rollout_metrics
-from mmrl.recipes import find_asset
+from mmrl.recipes import existing_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.trainer import Parts
-from mmrl.types import Policy
+from mmrl.types import Policy, RewardFunction
 from rewards.compose import Part, WeightedSum
+from rewards.pictures.base import differentiable
 
 LORA = """\
 from diffusers import DiffusionPipeline
@@ -41,7 +43,8 @@ pipeline = DiffusionPipeline.from_pretrained("PATH")
 
 @dataclass(frozen=True)
 class Experiment(experiment.Experiment):
-    """RL of a text-to-image pipeline."""
+    """RL of a text-to-image pipeline. `watch` names the figures that every evaluation measures beside the reward, since
+    they turn when it is being hacked; `kl` is to the start, and keeps a second denoiser where there is no adapter."""
 
     policy: PolicyConfig
     data: DataConfig
@@ -51,6 +54,8 @@ class Experiment(experiment.Experiment):
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    watch: tuple[Watched, ...] = WATCHED
+    sheet: SheetConfig | None = None
     save: SaveConfig = SaveConfig()
     stop: tuple[StopRule, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -68,20 +73,20 @@ class Experiment(experiment.Experiment):
 
     def build(self, runtime: Runtime) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
-        policy = DiffusionPolicy.load(replace(self.policy, model=find_asset(self.policy.model)))
+        policy = DiffusionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
         collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
-        evaluator = PictureEvaluator(held_out, replace(self.sampling, train_steps=None), reward, metrics)
-        reference = policy.reference() if self.algorithm.needs_reference else None
+        algorithm = self.algorithm
+        wanted = algorithm.needs_reference or algorithm.needs_exact_kl or "kl" in self.watch
+        reference = policy.reference() if wanted else None
         if reference is not None:
             reference.to(runtime.device)
+        if self.algorithm.needs_outcome:
+            policy.differentiable_reward = differentiable(self.rewards)
+        evaluator = PictureEvaluator(
+            held_out, self.sampling, reward, metrics, self.data.eval_pictures, self.watch, reference, self.sheet
+        )
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="reward")
-
-    def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
-        raise ValueError("experiment diffusion has no warm-up: start from a pipeline")
-
-    def run_controls(self, runtime: Runtime, cpu_s: float) -> Mapping[str, object]:
-        return {}
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         parts = self.build(runtime)
@@ -107,3 +112,47 @@ class Experiment(experiment.Experiment):
             policy.pipeline.unload_lora_weights()
         policy.pipeline.save_pretrained(folder)
         return Exported("diffusers", WHOLE)
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """What is made, where it is written, and by which samplers its pictures are judged."""
+
+    output: str
+    make: Making
+    samplers: tuple[Sampler, ...] = ()
+
+
+@dataclass(frozen=True)
+class Warmup(experiment.Experiment):
+    """Makes one of the small models of assets/; it trains nothing by reinforcement. `metrics` judge a pipeline's
+    pictures of `prompts`."""
+
+    warmup: WarmupConfig
+    prompts: str | None = None
+    metrics: dict[str, RewardFunction | str] = field(default_factory=dict)
+    runtime: RuntimeConfig = RuntimeConfig(device="cpu")
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+    domain = "diffusion"
+
+    def __post_init__(self) -> None:
+        if self.warmup.samplers and self.prompts is None:
+            raise ValueError("warmup.samplers draw `prompts`, which is missing: give a text file, one a line")
+
+    @property
+    def base_policy(self) -> str:
+        return self.warmup.output
+
+    def build(self, runtime: Runtime) -> Parts:
+        raise ValueError("this config makes a small model: run it with `mmrl warmup`")
+
+    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        raise ValueError("this config makes a small model: run it with `mmrl warmup`")
+
+    def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        prompts = read_prompts(self.prompts, "prompts") if self.prompts is not None else []
+        summary = self.warmup.make.make(runtime, output, self.logging.progress)
+        metrics = {name: Part(use).function for name, use in self.metrics.items()}
+        rows = table(output, self.warmup.samplers, prompts, metrics, runtime.fresh_generator("samples"))
+        return {**summary, "samplers": rows}

@@ -17,22 +17,28 @@ from torch import Tensor, nn
 
 from diffusion import adapters
 from diffusion.adapters import LoRA
-from diffusion.capture import denoiser_name, nested, with_guidance
+from diffusion.capture import decoder_input, denoiser_name, nested, with_guidance
+from diffusion.encoding import PromptCache
+from diffusion.prompts import as_samples
 from diffusion.steppers import Stepper, stepper_for
 from diffusion.transitions import DenoiseTransitions
+from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
-from mmrl.types import Evaluation, Policy, Transitions
+from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
+diffusers_logging.set_verbosity_error()  # it warns of an AutoencoderTiny where another kind is usual
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """Which pipeline, a hub name or a folder, and what of its denoiser is trained: all of it, a new LoRA, or one to go
     on from (a file or folder). `logprob_reduction` says whether the log-prob of a step is the mean over the dimensions
-    of its latent, as DDPO, RLCM and Flow-GRPO have it (clip ranges of 1e-4 belong to it), or the sum, the
-    density. `reference` is what a KL penalty keeps close to: the start, adapter included, or the model without any.
-    `scheduler` takes the place of the pipeline's own, by its class in diffusers; `stepper` that of the table's."""
+    of its latent, as DDPO, RLCM and Flow-GRPO have it (clip ranges of 1e-4 belong to it), or the sum, the density.
+    `reference` is what a KL penalty keeps close to: the start, adapter included, or the model without any. `scheduler`
+    takes the place of the pipeline's own, by its class in diffusers; `stepper` that of the table's. `offload` keeps
+    encoders and autoencoder off the GPU while they are not in use; `attention` xformers needs its package, and a
+    GPU."""
 
     model: str
     adapter: LoRA | str | None = None
@@ -40,6 +46,8 @@ class PolicyConfig:
     logprob_reduction: Reduction = "mean"
     scheduler: str | None = None
     stepper: Stepper | None = None
+    offload: bool = False
+    attention: Literal["sdpa", "xformers"] = "sdpa"
 
 
 class DiffusionPolicy(Policy):
@@ -51,7 +59,7 @@ class DiffusionPolicy(Policy):
         super().__init__()
         self.name = denoiser_name(pipeline)
         self._pipeline = (pipeline,)  # in a tuple: encoders and autoencoder are no part of the policy
-        self.config = config
+        self.config, self.encoded, self._offloads = config, PromptCache(), False
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
                 part.requires_grad_(False).eval()
@@ -61,6 +69,8 @@ class DiffusionPolicy(Policy):
             pipeline.components[self.name].requires_grad_(True)
         self.denoiser: nn.Module = pipeline.components[self.name]
         self.stepper = config.stepper or stepper_for(pipeline.scheduler)
+        self.differentiable_reward: Callable[[Tensor, Samples], Tensor] | None = None
+        """Rewards (n,) of pixels (n, 3, Y, X) in 0..1; read if `report_outcome`."""
         if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
             raise ValueError(f"policy.adapter {config.adapter!r} leaves nothing to train in the {self.name}")
 
@@ -81,7 +91,9 @@ class DiffusionPolicy(Policy):
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         if config.scheduler is not None:
-            pipeline.scheduler = _scheduler(config.scheduler).from_config(pipeline.scheduler.config)
+            pipeline.scheduler = scheduler_class(config.scheduler).from_config(pipeline.scheduler.config)
+        if config.attention == "xformers":
+            _use_xformers(pipeline)
         return DiffusionPolicy(pipeline, config)
 
     @property
@@ -89,22 +101,67 @@ class DiffusionPolicy(Policy):
         """The whole pipeline around the denoiser."""
         return self._pipeline[0]
 
+    def placed_pipeline(self) -> DiffusionPipeline:
+        """The pipeline, ready to draw where the denoiser is; encoders and autoencoder come after it, or only when they
+        are needed (`offload`)."""
+        pipeline, device = self.pipeline, self.device
+        if self.config.offload and device.type != "cpu":
+            if self._offloads:
+                return pipeline
+            self._offloads = True
+            pipeline._exclude_from_cpu_offload = [self.name]  # it is trained where it is
+            pipeline.enable_model_cpu_offload(device=device)
+        elif pipeline.device != device:
+            pipeline.to(device)
+        return pipeline
+
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
         """Log-probs (b, t) of the latents that were drawn at `steps`, from one flat batch of (row, step) pairs. A step
         without noise has no density: its log-prob is 0."""
         if not isinstance(transitions, DenoiseTransitions):
             raise TypeError(f"DiffusionPolicy scores DenoiseTransitions, got {type(transitions).__name__}")
-        transitions = transitions.to(self.device)
-        (b, t), device = steps.shape, self.device
-        rows = torch.arange(b, device=device)[:, None].expand(b, t).flatten()
-        flat = steps.to(device).flatten()
-        output = with_guidance(self._denoise(transitions, rows, flat), transitions.call)
-        x, drawn = transitions.latents[rows, flat], transitions.latents[rows, flat + 1]
-        table = {name: values[flat] for name, values in transitions.table.items()}
-        mean, std = self.stepper.distribution(output, x, table, transitions.noisy[rows, flat])
-        std = std.expand(len(flat), *std.shape[1:])
-        means, stds, drawn = (part.unflatten(0, (b, t)) for part in (mean, std, drawn))
-        return Evaluation(logprobs=self.log_density(drawn, means, stds), means=means, stds=stds)
+        transitions, shape = transitions.to(self.device), steps.shape
+        rows = torch.arange(shape[0], device=self.device)[:, None].expand(shape).flatten()
+        flat = steps.to(self.device).flatten()
+        mean, std = self.gaussian(transitions, rows, flat)
+        means, stds = mean.unflatten(0, shape), std.unflatten(0, shape)
+        drawn = transitions.latents[rows, flat + 1].unflatten(0, shape)
+        outcome = self._outcome(transitions, mean, rows, flat).unflatten(0, shape) if self.report_outcome else None
+        divergence = None
+        if self.kl_reference:
+            with torch.no_grad():
+                theirs = self.kl_reference[0](transitions, steps).means
+            divergence = self.divergence(means, theirs, stds)
+        logprobs = self.log_density(drawn, means, stds)
+        return Evaluation(logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome)
+
+    def gaussian(self, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (n, ...) and standard deviation (n, 1, ...) of the latents after `steps` (n,) of `rows` (n,)."""
+        output = with_guidance(self._denoise(transitions, rows, steps), transitions.call)
+        table = {name: values[steps] for name, values in transitions.table.items()}
+        x, noisy = transitions.latents[rows, steps], transitions.noisy[rows, steps]
+        mean, std = self.stepper.distribution(output, x, table, noisy)
+        return mean, std.expand(len(steps), *std.shape[1:])
+
+    def divergence(self, means: Tensor, others: Tensor, stds: Tensor) -> Tensor:
+        """KL (b, t) of Gaussians (b, t, ...) of the same deviation, 0 where that is."""
+        safe = torch.where(stds > 0, stds, 1.0)
+        found = gaussian.kl(means, safe, others, safe, self.config.logprob_reduction)
+        return torch.where(stds.flatten(2)[..., 0] > 0, found, 0.0)
+
+    def _outcome(self, transitions: DenoiseTransitions, mean: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
+        """The reward (n,) of the picture where a pair is a last step, which ends in its mean; else 0."""
+        if self.differentiable_reward is None:
+            raise ValueError("DiffusionPolicy.differentiable_reward is not set, and an outcome's reward is asked for")
+        last = steps == transitions.latents.shape[1] - 2
+        found = mean.new_zeros(len(steps))
+        asked = [transitions.asked[number] for number in transitions.prompt_index[rows[last]].tolist()]
+        if asked:
+            vae = self.pipeline.vae
+            decoded = vae.decode(decoder_input(vae, mean[last]), return_dict=False)[0]
+            pixels = (decoded.float() / 2 + 0.5).clamp(0, 1)
+            found[last] = self.differentiable_reward(pixels, as_samples(asked, pixels)).to(found)
+        return found
 
     def log_density(self, drawn: Tensor, means: Tensor, stds: Tensor) -> Tensor:
         """Log-prob (b, t) of latents (b, t, ...), 0 where the standard deviation is."""
@@ -182,7 +239,12 @@ class Reference(Policy):
 
     @staticmethod
     def _scored(policy: DiffusionPolicy, transitions: Transitions, steps: Tensor) -> Evaluation:
-        found: Evaluation = policy(transitions, steps)
+        asked = policy.kl_reference, policy.report_outcome
+        policy.kl_reference, policy.report_outcome = (), False
+        try:
+            found: Evaluation = policy(transitions, steps)
+        finally:
+            policy.kl_reference, policy.report_outcome = asked
         return found
 
     def save_pretrained(self, folder: Path) -> None:
@@ -200,10 +262,26 @@ def _absent(model: str) -> dict[str, None]:
     return {name: None for name, found in json.loads(index.read_text()).items() if found == [None, None]}
 
 
-def _scheduler(name: str) -> Callable[..., object]:
+def scheduler_class(name: str) -> Callable[..., object]:
+    """The class of diffusers called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = getattr(diffusers, name, None)
     if found is None or not name.endswith("Scheduler"):
         raise ValueError(
             f"policy.scheduler {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler"
         )
     return found  # type: ignore[no-any-return]
+
+
+def _use_xformers(pipeline: DiffusionPipeline) -> None:
+    try:
+        pipeline.enable_xformers_memory_efficient_attention()
+    except (ModuleNotFoundError, ValueError, AttributeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"policy.attention is 'xformers', which cannot be used here ({why}): it needs the package "
+            "xformers and a GPU; 'sdpa' needs neither"
+        ) from error

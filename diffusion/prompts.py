@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmrl.recipes import find_asset
+from mmrl.types import Samples
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -17,6 +20,14 @@ class Asked:
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
+def as_samples(asked: Sequence[Asked], pictures: Sequence[object]) -> Samples:
+    """What rewards and metrics read: pictures with the columns of their prompts."""
+    names = {name: None for one in asked for name in one.columns}
+    columns: dict[str, Sequence[object]] = {name: [one.columns.get(name) for one in asked] for name in names}
+    columns["prompt"] = [one.prompt for one in asked]
+    return Samples(pictures, columns, [one.id for one in asked])
+
+
 def read_prompts(path: str, key: str) -> list[Asked]:
     """The prompts of a .txt file, one a line, or of a .jsonl file, `{"prompt": ..., ...}` a line. `key` is what the
     config calls it.
@@ -25,7 +36,7 @@ def read_prompts(path: str, key: str) -> list[Asked]:
         FileNotFoundError: there is no such file.
         ValueError: lines that cannot be used, by number, or no prompt at all.
     """
-    file = Path(path)
+    file = Path(find_asset(path))
     if not file.is_file():
         raise FileNotFoundError(f"{key} {path!r} is not there: give a .txt file of one prompt a line, or a .jsonl file")
     found, refused = [], []
@@ -57,10 +68,16 @@ def _asked(name: str, line: str, as_json: bool) -> Asked:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`train` is sampled from in training, `eval` is drawn before and after; no prompt stands in both."""
+    """`train` is sampled from in training; of each prompt of `eval`, `eval_pictures` are drawn before and after. No
+    prompt stands in both."""
 
     train: str
     eval: str
+    eval_pictures: int = 2
+
+    def __post_init__(self) -> None:
+        if self.eval_pictures < 1:
+            raise ValueError(f"data.eval_pictures is {self.eval_pictures}: give 1 or more")
 
     def read(self) -> tuple[Sequence[Asked], Sequence[Asked]]:
         """Both.

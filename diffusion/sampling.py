@@ -10,9 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion.capture import recording, transitions_of
+from diffusion.capture import check_decoding, recording, transitions_of
 from diffusion.policy import DiffusionPolicy
+from diffusion.prompts import Asked
 from diffusion.transitions import DenoiseTransitions
+
+Window = list[bool]
+"""Which steps are drawn with noise."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class SamplingConfig:
                 f"sampling.train_steps is {self.train_steps}: give 1 to sampling.steps ({self.steps}), or null"
             )
 
+    def window(self, generator: torch.Generator) -> Window | None:
+        """A place for `train_steps`; None where every step may have noise. The last step has none in any case, so it is
+        never the only one."""
+        if self.train_steps is None:
+            return None
+        places = max(1, self.steps - self.train_steps)
+        start = int(torch.randint(places, (1,), generator=generator, device=generator.device))
+        return [start <= step < start + self.train_steps for step in range(self.steps)]
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -44,36 +57,58 @@ class Drawn:
     transitions: DenoiseTransitions  # B
     logprobs: Tensor  # (B, K), 0 where there is no decision
     mask: Tensor  # (B, K) bool: a decision that is trained
-    dimensions: int  # of one latent
 
 
 @torch.no_grad()
 def draw(
-    policy: DiffusionPolicy, prompts: Sequence[str], group: int, config: SamplingConfig, generator: torch.Generator
+    policy: DiffusionPolicy,
+    asked: Sequence[Asked],
+    group: int,
+    config: SamplingConfig,
+    generator: torch.Generator,
+    window: Window | None = None,
 ) -> Drawn:
-    """`group` pictures of each prompt, rows in order of the prompts. All noise is of `generator`.
+    """`group` pictures of each prompt, rows in order of the prompts. All noise is of `generator`, and so is the window
+    where none is given.
 
     Raises:
         CannotReplay: the pipeline does something that training could not do again.
     """
-    pipeline, index = policy.pipeline, [number for number, _ in enumerate(prompts) for _ in range(group)]
-    if pipeline.device != policy.device:
-        pipeline.to(policy.device)
-    window = _window(policy, config, generator)
-    options = _options(policy, config)
-    texts = [prompts[number] for number in index]
-    with recording(pipeline, policy.stepper, generator, window) as record:
+    pipeline, index = policy.placed_pipeline(), [number for number, _ in enumerate(asked) for _ in range(group)]
+    options = call_options(policy, config)
+    window = window or config.window(generator)
+    texts = [asked[number].prompt for number in index]
+    with policy.encoded.around(pipeline), recording(pipeline, policy.stepper, generator, window) as record:
         found = pipeline(
             prompt=texts, num_inference_steps=config.steps, output_type="pil", generator=generator, **options
         )
-    transitions = transitions_of(record, index, float(getattr(pipeline, "guidance_scale", 1.0)))
+    transitions = transitions_of(record, index, asked, float(getattr(pipeline, "guidance_scale", 1.0)))
     latents, means, stds = transitions.latents[:, 1:], torch.stack(record.means, 1), torch.stack(record.stds, 1)
-    decision = (stds.expand(len(index), *stds.shape[1:]).flatten(2)[..., 0] > 0) & _trained(window, transitions)
-    logprobs = torch.where(decision, policy.log_density(latents, means, stds.expand(len(index), *stds.shape[1:])), 0.0)
-    return Drawn(list(found.images), transitions, logprobs, decision, latents[0, 0].numel())
+    stds = stds.expand(len(index), *stds.shape[1:])
+    random = stds.flatten(2)[..., 0] > 0
+    mask = random if window is None else random & torch.tensor([window], device=random.device)
+    if policy.report_outcome:  # the last step is the one that is trained: its outcome is differentiated
+        check_decoding(record, pipeline.vae)
+        if bool(random[:, -1].any()):
+            raise ValueError("Pathwise differentiates a last step without noise, and this sampler's has some")
+        mask = torch.arange(random.shape[1], device=random.device).expand_as(random) == random.shape[1] - 1
+    logprobs = torch.where(mask, policy.log_density(latents, means, stds), 0.0)
+    return Drawn(list(found.images), transitions, logprobs, mask)
 
 
-def _options(policy: DiffusionPolicy, config: SamplingConfig) -> dict[str, object]:
+def joined(parts: Sequence[Drawn]) -> Drawn:
+    """Several drawings as one, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Drawn(
+        [picture for part in parts for picture in part.pictures],
+        DenoiseTransitions.joined([part.transitions for part in parts]),
+        torch.cat([part.logprobs for part in parts]),
+        torch.cat([part.mask for part in parts]),
+    )
+
+
+def call_options(policy: DiffusionPolicy, config: SamplingConfig) -> dict[str, object]:
     """Arguments for this pipeline's call.
 
     Raises:
@@ -89,19 +124,3 @@ def _options(policy: DiffusionPolicy, config: SamplingConfig) -> dict[str, objec
     if config.size is not None:
         options["height"], options["width"] = config.size
     return options
-
-
-def _window(policy: DiffusionPolicy, config: SamplingConfig, generator: torch.Generator) -> list[bool] | None:
-    """Which steps are drawn with noise; the last one has none in any case, so it is never the only one."""
-    if config.train_steps is None:
-        return None
-    places = max(1, config.steps - config.train_steps)
-    start = int(torch.randint(places, (1,), generator=generator, device=generator.device))
-    return [start <= step < start + config.train_steps for step in range(config.steps)]
-
-
-def _trained(window: list[bool] | None, transitions: DenoiseTransitions) -> Tensor:
-    """Steps (B, K) that enter the loss."""
-    if window is None:
-        return torch.ones_like(transitions.noisy)
-    return torch.tensor([window], device=transitions.noisy.device).expand_as(transitions.noisy)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from diffusion.prompts import Asked
 from mmrl.types import Transitions
 
 
@@ -36,6 +37,7 @@ class DenoiseTransitions(Transitions):
     table: Mapping[str, Tensor]  # name -> (K,) float64, of the stepper
     noisy: Tensor  # (B, K) bool: the step was drawn with noise
     call: Call
+    asked: tuple[Asked, ...]  # P, what rewards read of a prompt
 
     def rows(self, index: Tensor) -> Self:
         used, renumbered = torch.unique(self.prompt_index[index], return_inverse=True)
@@ -46,6 +48,7 @@ class DenoiseTransitions(Transitions):
             inputs=None if self.inputs is None else self.inputs[index],
             prompt_index=renumbered,
             noisy=self.noisy[index],
+            asked=tuple(self.asked[number] for number in used.tolist()),
             call=replace(self.call, prompts=kept),
         )
 
@@ -65,5 +68,40 @@ class DenoiseTransitions(Transitions):
             call=call,
         )
 
+    @property
+    def dimensions(self) -> int:
+        """Of one latent."""
+        return self.latents[0, 0].numel()
+
     def __len__(self) -> int:
         return len(self.latents)
+
+    @staticmethod
+    def joined(parts: Sequence[DenoiseTransitions]) -> DenoiseTransitions:
+        """Rows of several recordings of one sampler, in order.
+
+        Raises:
+            ValueError: the prompts of the parts have not the same length.
+        """
+        first, starts = parts[0], [0]
+        for part in parts:
+            starts.append(starts[-1] + len(part.asked))
+        prompts = {}
+        for path in first.call.prompts:
+            found = [part.call.prompts[path] for part in parts]
+            if any(tensor.shape[1:] != found[0].shape[1:] for tensor in found):
+                raise ValueError(
+                    f"the prompts of one rollout differ in the length of {path!r}, so that they cannot be drawn in "
+                    "portions: set rollout.portion to null"
+                )
+            prompts[path] = torch.cat(found)
+        scaled = [part.inputs for part in parts if part.inputs is not None]
+        return replace(
+            first,
+            latents=torch.cat([part.latents for part in parts]),
+            inputs=torch.cat(scaled) if scaled else None,
+            prompt_index=torch.cat([part.prompt_index + start for part, start in zip(parts, starts, strict=False)]),
+            noisy=torch.cat([part.noisy for part in parts]),
+            asked=tuple(asked for part in parts for asked in part.asked),
+            call=replace(first.call, prompts=prompts),
+        )

@@ -68,6 +68,8 @@ class Regulariser(abc.ABC):
 
     needs_reference: bool = False
     needs_entropy: bool = False
+    needs_outcome: bool = False
+    needs_exact_kl: bool = False
 
     @abc.abstractmethod
     def __call__(self, evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Stats]:
@@ -113,6 +115,16 @@ class Algorithm:
     def needs_entropy(self) -> bool:
         """Whether any part needs the policy's entropy with gradient."""
         return any(part.needs_entropy for part in self.regularisers)
+
+    @property
+    def needs_outcome(self) -> bool:
+        """Whether any part differentiates the reward of the outcome."""
+        return any(part.needs_outcome for part in self.regularisers)
+
+    @property
+    def needs_exact_kl(self) -> bool:
+        """Whether any part reads `Evaluation.exact_kl`."""
+        return any(part.needs_exact_kl for part in self.regularisers)
 
     @property
     def skips_zero_advantage(self) -> bool:

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any moment: written aside, renamed into place, `latest` last.
 
-checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}    checkpoints/latest, best
+checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}, (trained.pt)    checkpoints/latest, best
 
 Tensors beside the weights are read with `weights_only=True`: a checkpoint can hold no code.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from mmrl.ema import Average
 from mmrl.types import Policy
 
 
@@ -80,8 +81,10 @@ def save(
     generators: Mapping[str, torch.Tensor],
     state: State,
     keep: int,
+    average: Average | None = None,
 ) -> Path:
-    """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`.
+    """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
+    `average`, policy/ holds that, and trained.pt what training goes on from.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
@@ -95,7 +98,10 @@ def save(
         for left in folder.glob(".writing_*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         (aside / "policy").mkdir(parents=True)
-        policy.save_pretrained(aside / "policy")
+        if average is not None:
+            torch.save(average.state_dict(), aside / "trained.pt")
+        with contextlib.nullcontext() if average is None else average.applied():
+            policy.save_pretrained(aside / "policy")
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(dict(generators), aside / "generators.pt")
         write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
@@ -150,9 +156,14 @@ def latest(folder: Path) -> Path | None:
     return complete[-1]
 
 
-def load(found: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[State, dict[str, torch.Tensor]]:
-    """Put weights and optimiser state back in place; returns the state and the generator states."""
+def load(
+    found: Path, policy: Policy, optimizer: torch.optim.Optimizer, average: Average | None = None
+) -> tuple[State, dict[str, torch.Tensor]]:
+    """Put weights and optimiser state back in place; returns the state and the generator states. Without the `average`
+    of a run that has one, the policy is that average."""
     policy.load_weights(found / "policy")
+    if average is not None:
+        average.load_state_dict(torch.load(found / "trained.pt", map_location="cpu", weights_only=True))
     optimizer.load_state_dict(torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
     generators = torch.load(found / "generators.pt", map_location="cpu", weights_only=True)
     return State(**json.loads((found / "state.json").read_text())), generators

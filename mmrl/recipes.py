@@ -22,6 +22,19 @@ def find_asset(name: str) -> str:
     return str(inside if inside.exists() else HERE.parent / name)
 
 
+def existing_asset(name: str) -> str:
+    """Where the model `name` is.
+
+    Raises:
+        FileNotFoundError: it is one of mmrl's own small models, and is not there.
+    """
+    found = find_asset(name)
+    if name.startswith("assets/") and not Path(found).exists():
+        recipe = "/".join([*Path(name).parts[1:-1], f"warmup_{Path(name).name}"])
+        raise FileNotFoundError(f"policy.model {name!r} is not there: make it with `mmrl warmup {recipe}`")
+    return found
+
+
 def find_config(name: str) -> Path:
     """A config file, or a recipe by name such as `vision/cls_rl`."""
     path = Path(name)

@@ -134,11 +134,13 @@ class Runtime:
         """The context of one micro-batch, forward and backward: gradients are exchanged only in the last."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(policy)
 
-    def backward(self, policy: nn.Module, loss: Tensor) -> None:
-        """Add the gradient of a loss that is a sum over ranks (DDP averages, hence the factor). Every trained
-        parameter takes part with at least a zero, or DDP would leave the bucket of one that does not unreduced."""
-        anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
-        loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
+    def backward(self, policy: nn.Module, loss: Tensor, last: bool = True) -> None:
+        """Add the gradient of a loss that is a sum over ranks (DDP averages, hence the factor). In the last backward
+        before a step every trained parameter takes part with at least a zero, or DDP would leave its bucket
+        unreduced."""
+        if last:
+            anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
+            loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
         self.accelerator.backward(loss * self.world)
 
     def clip_gradients(self, policy: nn.Module, max_norm: float) -> float:

@@ -12,7 +12,8 @@ from mmrl.update import UpdateConfig
 @dataclass(frozen=True)
 class TrainConfig:
     """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
-    CPU seconds of it."""
+    CPU seconds of it. `ema` is the decay of a moving average of the weights, which is then what is evaluated, saved
+    and exported (null: none)."""
 
     steps: int = 100
     lr: float = 1e-5
@@ -21,8 +22,11 @@ class TrainConfig:
     schedule: Schedule = Constant()
     update: UpdateConfig = UpdateConfig()
     cpu_budget_s: float | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema}: give a decay between 0 and 1, such as 0.99, or null")
         if self.steps < 0 or self.lr <= 0:
             raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
 

@@ -92,9 +92,12 @@ class Watch:
         return bool(state.stopped_by)
 
     def note_best(self, state: State, metrics: Mapping[str, float]) -> bool:
-        """Whether this is the best yet by `save.best`, which is looked at whenever there is an evaluation."""
+        """Whether this is the best yet by `save.best`, which is looked at whenever there is an evaluation. While a stop
+        rule finds something bad, nothing counts as best: a reward that rises as it is hacked would."""
         wanted, evaluated = self.saving.best, any(name.startswith("eval/") for name in metrics)
         if wanted is None or not evaluated or (state.step == 0 and find_metric(wanted, metrics) is None):
+            return False
+        if state.step > 0 and any(state.watched.get(repr(rule), {}).get("in_a_row", 0.0) > 0 for rule in self.rules):
             return False
         value = metrics[require_metric(wanted, "save.best", metrics)]
         better = value < state.best_value if self.saving.lowest else value > state.best_value

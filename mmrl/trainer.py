@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,7 +14,8 @@ from tqdm import tqdm
 from mmrl import checkpoint
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig, State
-from mmrl.metrics import PARITY_LIMIT, MetricWriter
+from mmrl.ema import Average
+from mmrl.journal import Journal
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import score
@@ -58,18 +60,24 @@ class Trainer:
         self._check()
         parts.policy.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
+        parts.policy.report_outcome = parts.algorithm.needs_outcome
+        if parts.algorithm.needs_exact_kl and parts.reference is not None:
+            parts.policy.kl_reference = (parts.reference,)
         trainable = [p for p in parts.policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
         )
         self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
+        self.average = None if train.ema is None else Average(trainable, train.ema)
+        if self.average is not None:
+            self.optimizer.register_step_post_hook(lambda *_: self.average.update())  # type: ignore[union-attr]
         self.state = State()
         self.interrupted = False
 
     def _check(self) -> None:
         policy, algorithm = self.parts.policy, self.parts.algorithm
-        if algorithm.needs_reference and self.parts.reference is None:
+        if (algorithm.needs_reference or algorithm.needs_exact_kl) and self.parts.reference is None:
             raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
         windows = self.train.update.micro_steps is not None
         if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
@@ -82,37 +90,36 @@ class Trainer:
         """Train to the last step, or until a rule stops it; returns the summary."""
         if resume:
             self._restore()
-        writer = self._writer()
+        journal = Journal(self.folder, self.logging, self.runtime, self.state, self.train.steps)
         if not self.state.eval_before:
-            line = self._evaluate(writer)
+            line = self._evaluate(journal)
             self.state.eval_before = self.state.eval_after
             self.watch.look(self.state, line)
             if self.watch.note_best(self.state, line):
                 self._save(self._position())
         done = self._done()
-        with interruptible(self._stop), self._progress() as bar:
+        with interruptible(self._stop), closing(journal):
             while not done and not self.interrupted:
                 cpu, wall = time.process_time(), time.perf_counter()
                 metrics = self.step()
                 self.state.cpu_s += time.process_time() - cpu
                 self.state.wall_s += time.perf_counter() - wall
-                self._log(writer, metrics, bar)
+                metrics["time/cpu"] = self.state.cpu_s
+                journal.step(self.state, metrics)
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
                 evaluated = self._due(self.evaluation.every) or self._done()
                 if evaluated:
-                    metrics |= self._evaluate(writer)
+                    metrics |= self._evaluate(journal)
                 done = self.watch.look(self.state, metrics) or self._done()
                 if done and not evaluated:
-                    metrics |= self._evaluate(writer)
+                    metrics |= self._evaluate(journal)
                 better = self.watch.note_best(self.state, metrics)
                 if better or self._due(self.saving.every) or done or self.interrupted:
                     self._save(self._position())
         if self.state.keep_best:
             self._return_to_best()
-        if writer is not None:
-            writer.close()
         return summarise(self.state, self.parts.primary_metric, self.runtime)
 
     def _done(self) -> bool:
@@ -162,41 +169,29 @@ class Trainer:
         self.state.decisions += int(everyone["decisions"])
         self.state.samples += int(everyone["samples"])
 
-    def _log(self, writer: MetricWriter | None, metrics: dict[str, float], bar: tqdm) -> None:
-        found = {name: value for name, value in metrics.items() if name.startswith("parity/")}
-        for name, value in found.items():
-            short = name.removeprefix("parity/")
-            self.state.parity[short] = max(self.state.parity.get(short, 0.0), value)
-        difference = found.get("parity/logprob_diff_max", 0.0)
-        if difference > PARITY_LIMIT and not self.runtime.reduced_precision and self.runtime.is_main:
-            tqdm.write(
-                f"warning: step {self.state.step}: re-scored log-probs differ from the recorded ones by "
-                f"{difference:.1e} (limit {PARITY_LIMIT:.0e}): sampling and training do not compute the same policy"
-            )
-        if writer is not None:
-            writer.write(self.state.step, metrics)
-        shown = {"reward": "rollout/reward_mean", "kl": "update/kl", "moved": "update/approx_kl"}
-        shown |= {"entropy": "rollout/entropy", "zero": "rollout/zero_spread_groups"}
-        postfix = {short: f"{metrics[name]:.3g}" for short, name in shown.items() if abs(metrics.get(name, 0.0)) > 1e-9}
-        bar.set_postfix(postfix, refresh=False)
-        bar.update()
+    @contextmanager
+    def _result(self) -> Iterator[None]:
+        """Inside, the policy acts with the weights that are the result: their moving average, where there is one."""
+        averaged = nullcontext() if self.average is None else self.average.applied()
+        with acting(self.parts.policy), self.runtime.accelerator.autocast(), averaged:
+            yield
 
     def evaluate(self) -> dict[str, Estimate]:
         """Held-out evaluation of the policy as it is now; the same draws every time."""
-        with acting(self.parts.policy), self.runtime.accelerator.autocast():
+        with self._result():
             return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
 
-    def _evaluate(self, writer: MetricWriter | None) -> dict[str, float]:
+    def _evaluate(self, journal: Journal) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
         before, step = time.process_time(), self.state.step
         own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
         found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
         line = {f"eval/{name}": e["value"] for name, e in found.items()}
-        if writer is not None and self.folder is not None:
-            ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
-            writer.write(step, line | ends)
+        ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
+        journal.write(step, line | ends)
+        if self.folder is not None and self.runtime.is_main:
             target = self.folder.path / "samples" / f"step_{step:06d}"
-            with acting(self.parts.policy), self.runtime.accelerator.autocast():
+            with self._result():
                 generator = self.runtime.fresh_generator("samples")
                 self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
         self.runtime.wait()
@@ -214,22 +209,17 @@ class Trainer:
         self.state.collector, generators = position
         if self.runtime.is_main:
             target, policy = self.folder.checkpoints, self.parts.policy
-            checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep)
+            checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average)
         self.runtime.wait()
 
     def _restore(self) -> None:
         found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
         if found is None:
             return
-        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer)
+        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer, self.average)
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.collector.load_state_dict(self.state.collector)
         self.runtime.load_generator_states(generators)
-
-    def _writer(self) -> MetricWriter | None:
-        if self.folder is None or not self.runtime.is_main:
-            return None
-        return MetricWriter(self.folder.path, self.logging.wandb_project, self.state.step)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
@@ -240,10 +230,6 @@ class Trainer:
             self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
             self.parts.policy.weights_changed()
             self.state.eval_after = self.state.best_eval
-
-    def _progress(self) -> tqdm:
-        off = not (self.logging.progress and self.runtime.is_main)
-        return tqdm(total=self.train.steps, initial=self.state.step, disable=off, unit="step")
 
     def _stop(self) -> None:
         self.interrupted = True

@@ -15,6 +15,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+PER_DECISION = (
+    "mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends",
+)  # fmt: skip
+"""Fields of a Rollout that are (B, T) as its log-probs are."""
+
 
 class Transitions(abc.ABC):
     """What a policy needs in order to score recorded decisions again; owned by a domain."""
@@ -66,17 +71,8 @@ class Rollout:
 
     def __post_init__(self) -> None:
         shape = self.logprobs.shape
-        per_decision = {
-            "mask": self.mask,
-            "alive": self.alive,
-            "rewards": self.rewards,
-            "discounts": self.discounts,
-            "values": self.values,
-            "ref_logprobs": self.ref_logprobs,
-            "behaviour_logprobs": self.behaviour_logprobs,
-            "chain_ends": self.chain_ends,
-        }
-        for name, tensor in per_decision.items():
+        for name in PER_DECISION:
+            tensor = vars(self)[name]
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(
                     f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
@@ -89,7 +85,7 @@ class Rollout:
             )
         if bool((self.mask & ~self.alive).any()):
             raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")
-        if shape[1] > 1 and bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):
+        if bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):
             raise ValueError("Rollout.alive must be True up to the end of a trajectory and False after it")
         if (self.values is None) != (self.last_value is None):
             raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
@@ -156,6 +152,8 @@ class Evaluation:
     values: Tensor | None = None  # (b, t)
     means: Tensor | None = None  # (b, t, ...) of a Gaussian policy
     stds: Tensor | None = None  # (b, t, ...)
+    exact_kl: Tensor | None = None  # (b, t) with gradient, KL to `Policy.kl_reference` in closed form
+    outcome_rewards: Tensor | None = None  # (b, t) with gradient, of the outcome of the last decision; else 0
 
 
 class Policy(nn.Module, abc.ABC):
@@ -165,7 +163,10 @@ class Policy(nn.Module, abc.ABC):
     windowable: bool = True
     """Whether a window of the decisions of a trajectory can be scored without the others."""
     report_entropy: bool = False
-    """Set by the trainer when the algorithm needs `Evaluation.entropy` with gradient."""
+    report_outcome: bool = False
+    """Set by the trainer when the algorithm needs `Evaluation.entropy`, or `.outcome_rewards`, with gradient."""
+    kl_reference: tuple[Policy, ...] = ()
+    """Likewise for `.exact_kl`: the reference, in a tuple since it is no part of the policy."""
 
     @abc.abstractmethod
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:

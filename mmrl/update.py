@@ -19,7 +19,7 @@ from mmrl.masked import masked_max, masked_sum
 from mmrl.metrics import Tally, rollout_metrics
 from mmrl.regularisers.kl import k3
 from mmrl.runtime import Ledger, Runtime
-from mmrl.scoring import last_decision, score
+from mmrl.scoring import decisions, score
 from mmrl.surrogates.ratio import log_ratio
 from mmrl.types import Batch, Evaluation, Rollout
 
@@ -74,13 +74,14 @@ def update(
     for epoch in range(config.epochs):
         for number, rows in enumerate(minibatches(plan, config, runtime)):
             first_pass = epoch == 0 and number == 0
-            batches = list(micro_batches(rollout, plan, rows, algorithm, config))
+            batches = list(micro_batches(policy, rollout, plan, rows, algorithm, config))
             loss_sum = 0.0
             for position, batch in enumerate(batches):
-                with runtime.synchronised(policy, last=position + 1 == len(batches)):
+                last = position + 1 == len(batches)
+                with runtime.synchronised(policy, last):
                     evaluation = policy(batch.transitions, batch.steps)
                     loss = batch_loss(evaluation, batch, algorithm, tally)
-                    runtime.backward(policy, loss)
+                    runtime.backward(policy, loss, last)
                 loss_sum += float(loss.detach())
                 if not rollout.demonstration:
                     tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
@@ -133,7 +134,7 @@ def minibatches(plan: Plan, config: UpdateConfig, runtime: Runtime) -> Iterator[
 
 
 def micro_batches(
-    rollout: Rollout, plan: Plan, rows: Tensor, algorithm: Algorithm, config: UpdateConfig
+    policy: nn.Module, rollout: Rollout, plan: Plan, rows: Tensor, algorithm: Algorithm, config: UpdateConfig
 ) -> Iterator[Batch]:
     """This rank's share of a minibatch. Every rank gets the same number of micro-batches, at least one:
     shorter ranks repeat a row with nothing in its mask, so that gradients can meet."""
@@ -150,7 +151,8 @@ def micro_batches(
         chosen = torch.tensor([start], device=rows.device) if idle else own[number]
         for begin in windows:
             empty = idle or begin >= rollout.logprobs.shape[1]
-            yield _batch(rollout, plan, chosen, range(0 if empty else begin, begin + width), scale, empty)
+            window = range(0 if empty else begin, begin + width)
+            yield _batch(policy, rollout, plan, chosen, window, scale, empty)
 
 
 def _pack(group_ids: Tensor, wanted: Tensor, own: range, micro_rows: int) -> list[Tensor]:
@@ -168,11 +170,13 @@ def _pack(group_ids: Tensor, wanted: Tensor, own: range, micro_rows: int) -> lis
     return [*portions, torch.cat(current)] if current else portions
 
 
-def _batch(rollout: Rollout, plan: Plan, chosen: Tensor, window: range, scale: Tensor, empty: bool) -> Batch:
+def _batch(
+    policy: nn.Module, rollout: Rollout, plan: Plan, chosen: Tensor, window: range, scale: Tensor, empty: bool
+) -> Batch:
     everyone = plan.ledger.rollout
     local = chosen - plan.ledger.rows_of(plan.ledger.rank).start
-    begin = window.start
-    end = min(window.stop, max(begin + 1, last_decision(rollout.mask[local])))
+    inside = decisions(policy, rollout.mask[local, window.start : window.stop])
+    begin, end = window.start + inside.start, window.start + inside.stop
     mask = everyone.mask[chosen, begin:end] & (not empty)
 
     def cut(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusion.adapters import LoRA
 from diffusion.capture import CannotReplay, with_guidance
 from diffusion.policy import DiffusionPolicy, PolicyConfig
+from diffusion.prompts import Asked
 from diffusion.sampling import Drawn, SamplingConfig, draw
 from diffusion.steppers import FewStepFlow, UnknownScheduler
 from mmrl.runtime import acting
@@ -38,13 +39,13 @@ def load(folders, kind: str, **more) -> DiffusionPolicy:
 
 def sampled(policy, kind: str, group: int = 2, **more) -> Drawn:
     config = SamplingConfig(**{"steps": 4, "guidance": 3.0, "size": (16, 16), "extra": EXTRA.get(kind, {}), **more})
-    return draw(policy, PROMPTS, group, config, torch.Generator().manual_seed(3))
+    return draw(policy, [Asked(text, text) for text in PROMPTS], group, config, torch.Generator().manual_seed(3))
 
 
 def rollout_of(drawn: Drawn, reduction: str = "mean") -> Rollout:
     alive = torch.ones_like(drawn.mask)
     rewards = torch.randn(alive.shape, generator=torch.Generator().manual_seed(1))
-    size = 1 if reduction == "mean" else drawn.dimensions
+    size = 1 if reduction == "mean" else drawn.transitions.dimensions
     groups = torch.arange(2).repeat_interleave(len(alive) // 2)
     return Rollout(
         drawn.transitions,

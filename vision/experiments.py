@@ -16,7 +16,7 @@ from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
 from mmrl.metrics import rollout_metrics
-from mmrl.recipes import find_asset
+from mmrl.recipes import existing_asset, find_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
@@ -32,20 +32,6 @@ from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
-
-
-def existing_asset(name: str) -> str:
-    """Where the model `name` is.
-
-    Raises:
-        FileNotFoundError: it is one of mmrl's own small models, and is not there.
-    """
-    found = find_asset(name)
-    if name.startswith("assets/") and not Path(found).exists():
-        raise FileNotFoundError(
-            f"policy.model {name!r} is not there: make it with `mmrl warmup vision/warmup_{Path(name).name}`"
-        )
-    return found
 
 
 @dataclass(frozen=True)

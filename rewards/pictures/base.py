@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, pad
 
 import mmrl.types
 from mmrl.types import RewardFunction, Samples, Scores
+from rewards.compose import Part
 
 ResizeMode = Literal["shortest", "longest", "squash"]
 
@@ -122,6 +123,29 @@ class PictureReward(RewardFunction):
 
     def usable(self, samples: Samples) -> Sequence[bool] | None:
         """To which samples this applies if they are pictures; None for all."""
+
+
+def differentiable(parts: Mapping[str, Part]) -> Callable[[Tensor, Samples], Tensor]:
+    """The weighted sum of `parts` as a function of pixels (N, 3, Y, X) in 0..1 and samples, with gradient.
+
+    Raises:
+        ValueError: a part has no gradient.
+    """
+    known: list[tuple[float, PictureReward]] = []
+    for name, part in parts.items():
+        if not isinstance(part.use, PictureReward):
+            raise ValueError(
+                f"rewards.{name} cannot be differentiated, which mmrl.regularisers.Pathwise needs: give a "
+                "PictureReward such as ClipScore, or train by log-probs (mmrl.surrogates.PPOClip without Pathwise)"
+            )
+        known.append((part.weight, part.use))
+
+    def total(pixels: Tensor, samples: Samples) -> Tensor:
+        return sum(
+            (weight * reward.on_pixels(pixels, samples) for weight, reward in known), pixels.new_zeros(len(pixels))
+        )
+
+    return total
 
 
 def check_device(reward: str, device: str, batch_size: int) -> None:
