@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from mmrl import checkpoint
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig, State
+from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
 from mmrl.run import RunFolder
@@ -63,12 +65,11 @@ class Trainer:
         parts.policy.report_outcome = parts.algorithm.needs_outcome
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
-        trainable = [p for p in parts.policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trainable, train.lr, train.betas, weight_decay=train.weight_decay, fused=True
-        )
+        groups = parameter_groups(parts.policy, train.critic_lr, train.lr)
+        self.optimizer = torch.optim.AdamW(groups, train.lr, train.betas, weight_decay=train.weight_decay, fused=True)
         self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
+        trainable = [p for p in parts.policy.parameters() if p.requires_grad]
         self.average = None if train.ema is None else Average(trainable, train.ema)
         if self.average is not None:
             self.optimizer.register_step_post_hook(lambda *_: self.average.update())  # type: ignore[union-attr]
@@ -100,20 +101,20 @@ class Trainer:
         done = self._done()
         with interruptible(self._stop), closing(journal):
             while not done and not self.interrupted:
-                cpu, wall = time.process_time(), time.perf_counter()
+                cpu, wall = self._cpu_s(), time.perf_counter()
                 metrics = self.step()
-                self.state.cpu_s += time.process_time() - cpu
+                self.state.cpu_s += max(0.0, self._cpu_s() - cpu)
                 self.state.wall_s += time.perf_counter() - wall
                 metrics["time/cpu"] = self.state.cpu_s
                 journal.step(self.state, metrics)
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
-                evaluated = self._due(self.evaluation.every) or self._done()
-                if evaluated:
-                    metrics |= self._evaluate(journal)
-                done = self.watch.look(self.state, metrics) or self._done()
-                if done and not evaluated:
+                last = self._done()
+                if last or self._due(self.evaluation.every):
+                    metrics |= self._evaluate(journal, between=not last)
+                done = self.watch.look(self.state, metrics) or last
+                if done and not last:
                     metrics |= self._evaluate(journal)
                 better = self.watch.note_best(self.state, metrics)
                 if better or self._due(self.saving.every) or done or self.interrupted:
@@ -121,6 +122,11 @@ class Trainer:
         if self.state.keep_best:
             self._return_to_best()
         return summarise(self.state, self.parts.primary_metric, self.runtime)
+
+    def _cpu_s(self) -> float:
+        """Of this process, of those that it started and that have ended, and of the collector's."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + ended.ru_utime + ended.ru_stime + self.parts.collector.cpu_s()
 
     def _done(self) -> bool:
         budget = self.train.cpu_budget_s
@@ -138,10 +144,12 @@ class Trainer:
             rollout = rollout.with_(ref_logprobs=scored)
         collected = time.perf_counter()
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        scale_rates(self.optimizer, lr)
+        critic_only = self.state.step < self.train.critic_warmup
         with evaluating(self.policy):  # dropout would make the ratio noise
-            metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
+            metrics = update(
+                self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update, critic_only
+            )
         self._count(rollout)
         return {
             **metrics,
@@ -176,15 +184,16 @@ class Trainer:
         with acting(self.parts.policy), self.runtime.accelerator.autocast(), averaged:
             yield
 
-    def evaluate(self) -> dict[str, Estimate]:
+    def evaluate(self, between: bool = False) -> dict[str, Estimate]:
         """Held-out evaluation of the policy as it is now; the same draws every time."""
+        evaluator, generator = self.parts.evaluator, self.runtime.fresh_generator("evaluate")
         with self._result():
-            return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
+            return (evaluator.between if between else evaluator.evaluate)(self.parts.policy, generator)
 
-    def _evaluate(self, journal: Journal) -> dict[str, float]:
+    def _evaluate(self, journal: Journal, between: bool = False) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
-        before, step = time.process_time(), self.state.step
-        own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
+        before, step = self._cpu_s(), self.state.step
+        own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
         found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
         line = {f"eval/{name}": e["value"] for name, e in found.items()}
         ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
@@ -195,7 +204,7 @@ class Trainer:
                 generator = self.runtime.fresh_generator("samples")
                 self.parts.evaluator.samples(self.parts.policy, generator, target, self.evaluation.samples)
         self.runtime.wait()
-        self.state.eval_cpu_s += time.process_time() - before
+        self.state.eval_cpu_s += self._cpu_s() - before
         self.state.eval_after = found
         return line
 

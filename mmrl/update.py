@@ -2,58 +2,26 @@
 
 rewards -> advantages on full groups over all ranks -> weights and scales planned on the whole rollout ->
 for each epoch and minibatch (one optimiser step each) -> for each micro-batch: evaluate, surrogate x
-weights + penalties + value loss, x scale, backward -> clip, step.
+weights + penalties + value loss, x scale, backward -> clip, step. A critic may be trained alone before that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from mmrl.algorithm import Algorithm, Credit
+from mmrl.algorithm import Algorithm
+from mmrl.batching import Plan, UpdateConfig, micro_batches, minibatches
+from mmrl.critic import hold_policy
 from mmrl.masked import masked_max, masked_sum
 from mmrl.metrics import Tally, rollout_metrics
 from mmrl.regularisers.kl import k3
 from mmrl.runtime import Ledger, Runtime
-from mmrl.scoring import decisions, score
+from mmrl.scoring import score
 from mmrl.surrogates.ratio import log_ratio
 from mmrl.types import Batch, Evaluation, Rollout
-
-
-@dataclass(frozen=True)
-class UpdateConfig:
-    """How often and in what portions a rollout is used. `micro_rows` bounds memory and never changes the
-    gradient; a group is split only if it alone has more rows. `micro_steps` cuts trajectories into windows."""
-
-    epochs: int = 1
-    minibatches: int = 1
-    micro_rows: int = 64
-    micro_steps: int | None = None
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "minibatches", "micro_rows"):
-            if vars(self)[name] < 1:
-                raise ValueError(f"update.{name} is {vars(self)[name]}: give 1 or more")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"update.max_grad_norm is {self.max_grad_norm}: give more than 0, 1 is usual")
-        if self.micro_steps is not None and self.micro_steps < 1:
-            raise ValueError(f"update.micro_steps is {self.micro_steps}: give 1 or more, or null for all steps at once")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything decided before the first gradient, on the decisions of all ranks."""
-
-    ledger: Ledger
-    credit: Credit
-    weights: Tensor  # (B, T)
-    counted: Tensor  # (B, T) bool: what denominators count
-    active: Tensor  # (B,) bool: rows whose gradient can be other than zero
 
 
 def update(
@@ -63,33 +31,60 @@ def update(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
     config: UpdateConfig,
+    critic_only: bool = False,
 ) -> dict[str, float]:
-    """Improve `policy` (wrapped) on this rank's `rollout`; returns metrics over all ranks."""
+    """Improve `policy` (wrapped) on this rank's `rollout`, or only its critic; returns metrics over all ranks."""
     if runtime.reduced_precision and not rollout.demonstration:
         recomputed = score(policy, rollout, config.micro_rows)
         rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
     ledger = runtime.gather(rollout)
     plan = make_plan(ledger, algorithm)
-    tally = Tally()
-    for epoch in range(config.epochs):
+    tally, stopped = Tally(), False
+    for epoch in range(-config.critic_epochs, config.epochs):
+        alone = critic_only or epoch < 0
         for number, rows in enumerate(minibatches(plan, config, runtime)):
-            first_pass = epoch == 0 and number == 0
+            first_pass = epoch == -config.critic_epochs and number == 0
             batches = list(micro_batches(policy, rollout, plan, rows, algorithm, config))
-            loss_sum = 0.0
-            for position, batch in enumerate(batches):
-                last = position + 1 == len(batches)
-                with runtime.synchronised(policy, last):
-                    evaluation = policy(batch.transitions, batch.steps)
-                    loss = batch_loss(evaluation, batch, algorithm, tally)
-                    runtime.backward(policy, loss, last)
-                loss_sum += float(loss.detach())
-                if not rollout.demonstration:
-                    tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
-            tally.add("update/loss", loss_sum, count=1 / runtime.world)
+            measured = accumulate(policy, rollout, batches, algorithm, runtime, first_pass, alone)
+            tally.include(measured)
+            too_far = config.max_kl is not None and measured.mean("update/approx_kl", runtime) > config.max_kl
+            stopped = stopped or (too_far and not alone)
+            if stopped:
+                optimizer.zero_grad()
+                break
+            if alone:
+                hold_policy(policy)
             tally.add("update/grad_norm", finite_norm(runtime.clip_gradients(policy, config.max_grad_norm), batches))
             optimizer.step()
             optimizer.zero_grad()
+        if stopped:
+            break
+    if config.max_kl is not None:
+        tally.add("update/stopped_by_kl", float(stopped))
     return {**rollout_metrics(ledger.rollout), **tally.over_ranks(runtime), **credit_metrics(plan)}
+
+
+def accumulate(
+    policy: nn.Module, rollout: Rollout, batches: list[Batch], algorithm: Algorithm, runtime: Runtime,
+    first_pass: bool, critic_only: bool,
+) -> Tally:  # fmt: skip
+    """Add up the gradient of a minibatch, one micro-batch at a time; returns what was measured on the way."""
+    tally, loss_sum = Tally(), 0.0
+    for position, batch in enumerate(batches):
+        last = position + 1 == len(batches)
+        with runtime.synchronised(policy, last):
+            evaluation = policy(batch.transitions, batch.steps)
+            if critic_only:
+                loss = value_loss(evaluation, batch, algorithm, tally)
+            else:
+                loss = batch_loss(evaluation, batch, algorithm, tally)
+            runtime.backward(policy, loss, last)
+        loss_sum += float(loss.detach())
+        if not rollout.demonstration and (first_pass or not critic_only):
+            tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
+    if not critic_only:
+        tally.add("update/loss", loss_sum, count=1 / runtime.world)
+    return tally
 
 
 def finite_norm(norm: float, batches: list[Batch]) -> float:
@@ -118,88 +113,6 @@ def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:
     return Plan(Ledger(shaped, ledger.rows_per_rank, ledger.rank), credit, weights, counted, active)
 
 
-def minibatches(plan: Plan, config: UpdateConfig, runtime: Runtime) -> Iterator[Tensor]:
-    """Rows of the ledger (bool, B) of each minibatch: whole groups, the same partition on every rank."""
-    groups = torch.unique(plan.ledger.rollout.group_ids)
-    if config.minibatches > len(groups):
-        raise ValueError(
-            f"update.minibatches is {config.minibatches} and the rollout has {len(groups)} groups: "
-            "a minibatch holds whole groups, so give at most as many"
-        )
-    if config.minibatches > 1:
-        shuffle = torch.randperm(len(groups), generator=runtime.generator("shared_minibatches", shared=True))
-        groups = groups[shuffle.to(groups.device)]
-    for chunk in groups.tensor_split(config.minibatches):
-        yield torch.isin(plan.ledger.rollout.group_ids, chunk)
-
-
-def micro_batches(
-    policy: nn.Module, rollout: Rollout, plan: Plan, rows: Tensor, algorithm: Algorithm, config: UpdateConfig
-) -> Iterator[Batch]:
-    """This rank's share of a minibatch. Every rank gets the same number of micro-batches, at least one:
-    shorter ranks repeat a row with nothing in its mask, so that gradients can meet."""
-    everyone, ledger = plan.ledger.rollout, plan.ledger
-    scale = torch.zeros_like(everyone.logprobs)
-    scale[rows] = algorithm.aggregate(plan.counted[rows])
-    shares = [_pack(everyone.group_ids, rows & plan.active, ledger.rows_of(r), config.micro_rows)
-              for r in range(len(ledger.rows_per_rank))]  # fmt: skip
-    own, start = shares[ledger.rank], ledger.rows_of(ledger.rank).start
-    width = config.micro_steps or everyone.logprobs.shape[1]
-    windows = range(0, everyone.logprobs.shape[1], width)
-    for number in range(max(1, *(len(share) for share in shares))):
-        idle = number >= len(own)
-        chosen = torch.tensor([start], device=rows.device) if idle else own[number]
-        for begin in windows:
-            empty = idle or begin >= rollout.logprobs.shape[1]
-            window = range(0 if empty else begin, begin + width)
-            yield _batch(policy, rollout, plan, chosen, window, scale, empty)
-
-
-def _pack(group_ids: Tensor, wanted: Tensor, own: range, micro_rows: int) -> list[Tensor]:
-    """Ledger rows of one rank in portions of at most `micro_rows`, whole groups where they fit."""
-    index = torch.arange(own.start, own.stop, device=wanted.device)
-    index = index[wanted[index]]
-    portions: list[Tensor] = []
-    current: list[Tensor] = []
-    for group in torch.unique(group_ids[index]):
-        for piece in index[group_ids[index] == group].split(micro_rows):
-            if current and sum(len(p) for p in current) + len(piece) > micro_rows:
-                portions.append(torch.cat(current))
-                current = []
-            current.append(piece)
-    return [*portions, torch.cat(current)] if current else portions
-
-
-def _batch(
-    policy: nn.Module, rollout: Rollout, plan: Plan, chosen: Tensor, window: range, scale: Tensor, empty: bool
-) -> Batch:
-    everyone = plan.ledger.rollout
-    local = chosen - plan.ledger.rows_of(plan.ledger.rank).start
-    inside = decisions(policy, rollout.mask[local, window.start : window.stop])
-    begin, end = window.start + inside.start, window.start + inside.stop
-    mask = everyone.mask[chosen, begin:end] & (not empty)
-
-    def cut(tensor: Tensor) -> Tensor:
-        return torch.where(mask, tensor[chosen, begin:end], 0.0)
-
-    def cut_if(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else cut(tensor)
-
-    return Batch(
-        transitions=rollout.transitions.rows(local),
-        steps=torch.arange(begin, end, device=chosen.device).expand(len(chosen), -1),
-        old_logprobs=cut(everyone.logprobs),
-        advantages=cut(plan.credit.advantages),
-        mask=mask,
-        scale=cut(scale),
-        weights=cut(plan.weights),
-        group_ids=everyone.group_ids[chosen],
-        ref_logprobs=cut_if(everyone.ref_logprobs),
-        returns=cut_if(plan.credit.returns),
-        old_values=cut_if(everyone.values),
-    )
-
-
 def batch_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally: Tally) -> Tensor:
     """The share of one micro-batch in the loss of its minibatch."""
     logprobs = torch.where(batch.mask, evaluation.logprobs.float(), 0.0)
@@ -210,11 +123,22 @@ def batch_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally
         penalty, stats = regulariser(evaluation, batch)
         loss = loss + penalty
         tally.add_masked("update", stats, batch.mask)
-    if algorithm.value_loss is not None:
-        error, stats = algorithm.value_loss(evaluation, batch)
-        loss = loss + error
-        tally.add_masked("update", stats, batch.mask)
-    return masked_sum(loss * batch.scale, batch.mask)
+    policy_loss = masked_sum(loss * batch.scale, batch.mask)
+    if algorithm.value_loss is None:
+        return policy_loss
+    return policy_loss + value_loss(evaluation, batch, algorithm, tally)
+
+
+def value_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally: Tally) -> Tensor:
+    """The critic's part of that."""
+    if algorithm.value_loss is None:
+        raise ValueError(
+            "a critic is to be trained alone (train.critic_warmup, update.critic_epochs) and the algorithm has no "
+            "value_loss: give mmrl.value_loss.ValueRegression, or set both to 0"
+        )
+    error, stats = algorithm.value_loss(evaluation, batch)
+    tally.add_masked("update", stats, batch.mask)
+    return masked_sum(error * batch.scale, batch.mask)
 
 
 def tally_ratio(evaluation: Evaluation, batch: Batch, tally: Tally, first_pass: bool, decision_size: int) -> None:
