@@ -42,8 +42,8 @@ class Rollout:
     """B trajectories of at most T decisions, as a collector records them.
 
     `mask` says that a decision enters the loss; `alive` that it exists. Rewards, discounts and values are read wherever
-    `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False everywhere and leaves every statistic. With a
-    demonstration the log-probs were not recorded by a sampler, so there is no ratio and no parity to speak of.
+    `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False everywhere and leaves every statistic.
+    With a demonstration the log-probs were not recorded by a sampler, so there is no ratio and no parity to speak of.
 
     Raises:
         ValueError: a shape that is not (B, T), a mask outside alive, alive that is not a prefix of the row, or a number

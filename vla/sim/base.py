@@ -180,6 +180,10 @@ class Simulator(abc.ABC):
             SimulationError: a worker could not be kept alive.
         """
 
+    def cpu_s(self) -> float:
+        """CPU seconds that processes of its own have used so far."""
+        return 0.0
+
     @abc.abstractmethod
     def close(self) -> None:
         """Free everything; twice is fine."""

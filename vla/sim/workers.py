@@ -7,11 +7,12 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -94,6 +95,15 @@ class Workers(Simulator):
         )
         self._running = torch.zeros(len(self), dtype=torch.bool)
         self._lost = torch.zeros(len(self), dtype=torch.bool)
+
+    def cpu_s(self) -> float:
+        """Of the workers that are alive."""
+        found = 0.0
+        for worker in self._workers:
+            with suppress(psutil.Error):
+                spent = psutil.Process(worker.process.pid).cpu_times()
+                found += spent.user + spent.system
+        return found
 
     def close(self) -> None:
         """It also happens when the simulator is collected, and when the interpreter ends."""
