@@ -41,16 +41,22 @@ class Fast:
         if type(env) not in TASKS or type(env.agent) is not Panda:
             raise CannotSpeedUp(f"{type(env).__name__} with {type(env.agent).__name__}")
         self.spec, self._official = replace(official.spec, fast=True), official
-        self._env, self._drives = env, Drives(env.agent.controller)
-        self._judge = TASKS[type(env)](env)
+        self._env, self._steps = env, env._sim_steps_per_control
+        self._bind()
         self._scale = {"sparse": None, "dense": 1.0, "normalized_dense": 1 / self._judge.highest}[reward]
-        self._robot, self._physics = env.agent.robot._objs[0], env.scene.px
-        self._steps = env._sim_steps_per_control
         # NOTE: ManiSkill's reset ends with an observation that would be thrown away.
         env.get_info, env.get_obs = dict, (lambda _: None)
 
+    def _bind(self) -> None:
+        """Take hold of the scene."""
+        env = self._env
+        self._drives, self._judge = Drives(env.agent.controller), TASKS[type(env)](env)
+        self._robot, self._physics = env.agent.robot._objs[0], env.scene.px
+
     def reset(self, seed: int) -> Seen:
-        self._env.reset(seed=seed)
+        self._env.reset(seed=seed, options=self._official.options)
+        if self._official.options:
+            self._bind()
         return Seen(self._judge(begins=True)[0])
 
     def step(self, action: Array) -> Step:

@@ -53,12 +53,12 @@ class Official:
     """ManiSkill's own `reset` and `step`."""
 
     def __init__(self, task: TaskConfig, config: SimulationConfig) -> None:
-        self.env = build(task, config)
+        self.env, self.options = build(task, config), {"reconfigure": True} if config.rebuild else {}
         self.spec = spec_of(task, self.env, observed(self.env.reset(seed=0)[0]))
 
     def reset(self, seed: int) -> Seen:
         with without_contacts(self.env):
-            return _first(observed(self.env.reset(seed=seed)[0]))
+            return _first(observed(self.env.reset(seed=seed, options=self.options)[0]))
 
     def step(self, action: Array) -> Step:
         found, reward, _, _, info = self.env.step(moves(self.env, torch.from_numpy(action)[None]))
