@@ -40,11 +40,13 @@ bench: setup
 # Makes the shipped weights again.
 assets: setup
 	$(BIN)/mmrl warmup configs/vision/warmup_digits.yaml
+	$(BIN)/mmrl warmup vla/warmup_pushcube
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.vla
 	$(BIN)/python -m benchmarks.readme
 
 clean:

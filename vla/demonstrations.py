@@ -11,6 +11,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor
 
+from mmrl.recipes import find_asset
 from vla.experts import Expert
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.start import start
@@ -67,9 +68,9 @@ def ensure(config: DemonstrationsConfig, task: TaskConfig, generator: torch.Gene
     Raises:
         FileNotFoundError: there are none, and nothing says how to make them.
     """
-    folder = Path(config.folder)
-    if (folder / "meta" / "info.json").is_file():
-        return folder
+    shipped, folder = Path(find_asset(config.folder)), Path(config.folder)
+    if (shipped / "meta" / "info.json").is_file():
+        return shipped
     if config.script is None:
         raise FileNotFoundError(f"demonstrations.folder {folder} holds no LeRobotDataset: give one, or a `script`")
     if config.episodes is None:
