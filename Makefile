@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check bench assets results clean
+.PHONY: setup vulkan demo test check bench assets results clean
 
 # One virtual environment, made by uv; the stamp is newer than what it was made from.
 setup: .venv/.stamp
@@ -16,10 +16,15 @@ setup: .venv/.stamp
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# For simulated pictures: Mesa's software Vulkan driver, unpacked into .venv. Where it cannot be had one sentence says so, and
+# what needs it is skipped.
+vulkan: setup
+	@$(BIN)/python -m vla.sim.lavapipe || true
+
 demo: setup
 	$(BIN)/python -m benchmarks.demo
 
-test: setup
+test: setup vulkan
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -41,12 +46,14 @@ assets: setup
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet
 	$(BIN)/mmrl warmup diffusion/warmup_flow
+	$(BIN)/mmrl warmup vla/warmup_pushcube
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.diffusion
+	$(BIN)/python -m benchmarks.vla
 	$(BIN)/python -m benchmarks.readme
 
 clean:

@@ -128,10 +128,11 @@ def run_mmrl(folder: Path, small: bool) -> dict[str, object]:
     from mmrl.aggregates import TokenMean
     from mmrl.algorithm import Algorithm
     from mmrl.batching import UpdateConfig
+    from mmrl.parts import Parts
     from mmrl.runtime import Runtime, RuntimeConfig
     from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
     from mmrl.surrogates import PPOClip
-    from mmrl.trainer import Parts, Trainer
+    from mmrl.trainer import Trainer
     from mmrl.types import Evaluator
     from rewards.pictures import Compressibility
 

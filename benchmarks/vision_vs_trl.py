@@ -68,10 +68,11 @@ def run_mmrl(folder: Path, shared: bool) -> dict[str, object]:
     from mmrl.advantages import GroupRelative
     from mmrl.aggregates import TokenMean
     from mmrl.algorithm import Algorithm
+    from mmrl.parts import Parts
     from mmrl.runtime import Runtime, RuntimeConfig
     from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
     from mmrl.surrogates import PPOClip
-    from mmrl.trainer import Parts, Trainer
+    from mmrl.trainer import Trainer
     from mmrl.types import Evaluator, RewardFunction, Scores
     from vision.collector import AnswerCollector, RolloutConfig
     from vision.data.base import Example

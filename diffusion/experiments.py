@@ -20,11 +20,11 @@ from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
 from mmrl.metrics import rollout_metrics
+from mmrl.parts import Parts
 from mmrl.recipes import existing_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
-from mmrl.trainer import Parts
 from mmrl.types import Policy, RewardFunction
 from rewards.compose import Part, WeightedSum
 from rewards.pictures.base import differentiable

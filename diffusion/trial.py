@@ -18,8 +18,8 @@ from diffusion.evaluation import PictureEvaluator
 from diffusion.policy import DiffusionPolicy
 from diffusion.transitions import DenoiseTransitions
 from mmrl.experiment import Trial, Tried
+from mmrl.parts import Parts
 from mmrl.runtime import Runtime, acting
-from mmrl.trainer import Parts
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import Part
 from rewards.pictures import Judge

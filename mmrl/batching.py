@@ -19,13 +19,17 @@ from mmrl.types import Batch, Rollout
 @dataclass(frozen=True)
 class UpdateConfig:
     """How often and in what portions a rollout is used. `micro_rows` bounds memory and never changes the
-    gradient; a group is split only if it alone has more rows. `micro_steps` cuts trajectories into windows."""
+    gradient; a group is split only if it alone has more rows. `micro_steps` cuts trajectories into windows. Before its
+    `epochs` come `critic_epochs` of the value loss alone; they end early, before a step, once the approximate KL to the
+    acting policy is above `max_kl` (as in Stable-Baselines3's PPO, there 1.5 x target_kl)."""
 
     epochs: int = 1
     minibatches: int = 1
     micro_rows: int = 64
     micro_steps: int | None = None
     max_grad_norm: float = 1.0
+    critic_epochs: int = 0
+    max_kl: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches", "micro_rows"):
@@ -33,6 +37,11 @@ class UpdateConfig:
                 raise ValueError(f"update.{name} is {vars(self)[name]}: give 1 or more")
         if self.max_grad_norm <= 0:
             raise ValueError(f"update.max_grad_norm is {self.max_grad_norm}: give more than 0, 1 is usual")
+        if self.critic_epochs < 0 or (self.max_kl is not None and self.max_kl <= 0):
+            raise ValueError(
+                f"update.critic_epochs is {self.critic_epochs} and update.max_kl is {self.max_kl}: give 0 or more, and "
+                "more than 0 or null"
+            )
         if self.micro_steps is not None and self.micro_steps < 1:
             raise ValueError(f"update.micro_steps is {self.micro_steps}: give 1 or more, or null for all steps at once")
 

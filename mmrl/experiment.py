@@ -11,10 +11,10 @@ if TYPE_CHECKING:  # `mmrl --help` must answer without importing torch
     from pathlib import Path
 
     from mmrl.checkpoint import SaveConfig
+    from mmrl.parts import Parts
     from mmrl.runtime import Runtime, RuntimeConfig
     from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
     from mmrl.stopping import StopRule
-    from mmrl.trainer import Parts
     from mmrl.types import Collector, Policy, Rollout
 
 

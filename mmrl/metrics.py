@@ -13,6 +13,7 @@
 | update/approx_kl, ratio_max, clip_frac_low, clip_frac_high | how far the policy moved from the one that acted |
 | update/kl | to the reference policy |
 | update/explained_variance, value_error | of the critic |
+| update/stopped_by_kl | whether `max_kl` ended the epochs early |
 | parity/logprob_diff_max, first_pass_ratio_max | recorded against re-scored log-probs: the first alarm of any bug |
 | eval/<metric> | held out, with /low and /high of its 95 % interval |
 | time/collect, time/update | seconds of this step |
@@ -67,6 +68,12 @@ class Tally:
             self.add(name, value, other._counts[name])
         for name, value in other._largest.items():
             self.maximum(name, value)
+
+    def mean(self, name: str, runtime: Runtime) -> float:
+        """One of the means so far, over all ranks; 0 if there is none."""
+        mine = {"sum": self._sums.get(name, 0.0), "count": self._counts.get(name, 0.0)}
+        found = runtime.sum_over_ranks(mine)
+        return found["sum"] / found["count"] if found["count"] > 0 else 0.0
 
     def over_ranks(self, runtime: Runtime) -> dict[str, float]:
         """Means and maxima over all ranks."""

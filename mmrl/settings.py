@@ -13,7 +13,8 @@ from mmrl.types import RewardFunction
 class TrainConfig:
     """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
     CPU seconds of it. `ema` is the decay of a moving average of the weights, which is then what is evaluated, saved
-    and exported (null: none)."""
+    and exported (null: none). `critic_lr` is the rate of a critic that is apart from its policy (null: the policy's),
+    and the first `critic_warmup` steps train it alone."""
 
     steps: int = 100
     lr: float = 1e-5
@@ -23,10 +24,17 @@ class TrainConfig:
     update: UpdateConfig = UpdateConfig()
     cpu_budget_s: float | None = None
     ema: float | None = None
+    critic_lr: float | None = None
+    critic_warmup: int = 0
 
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}: give a decay between 0 and 1, such as 0.99, or null")
+        if self.critic_warmup < 0 or (self.critic_lr is not None and self.critic_lr <= 0):
+            raise ValueError(
+                f"train.critic_warmup is {self.critic_warmup} and train.critic_lr is {self.critic_lr}: give 0 or more, "
+                "and more than 0 or null"
+            )
         if self.steps < 0 or self.lr <= 0:
             raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from tqdm import tqdm
 
 from mmrl import checkpoint
-from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig, State
+from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
+from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import score
@@ -23,23 +25,11 @@ from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
 from mmrl.terminal import interruptible
-from mmrl.types import Collector, Estimate, Evaluator, Policy, Rollout
+from mmrl.types import Estimate, Rollout
 from mmrl.update import update
 
 Position = tuple[dict[str, object], dict[str, torch.Tensor]]
 """Where a collector and every generator stand."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a domain gives the trainer."""
-
-    policy: Policy
-    collector: Collector
-    evaluator: Evaluator
-    algorithm: Algorithm
-    reference: Policy | None = None
-    primary_metric: str = "accuracy"
 
 
 class Trainer:
@@ -60,32 +50,22 @@ class Trainer:
         self.evaluation, self.saving = evaluate or EvaluateConfig(), save or SaveConfig()
         self.logging = logging or LoggingConfig()
         self.watch = Watch(tuple(stop), self.saving)
-        self._check()
+        parts.check(train.update)
         parts.policy.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
         parts.policy.report_outcome = parts.algorithm.needs_outcome
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
-        known = [p for p in parts.policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(known, train.lr, train.betas, weight_decay=train.weight_decay, fused=True)
+        groups = parameter_groups(parts.policy, train.critic_lr, train.lr)
+        self.optimizer = torch.optim.AdamW(groups, train.lr, train.betas, weight_decay=train.weight_decay, fused=True)
         self.optimizer.register_step_post_hook(lambda *_: parts.policy.weights_changed())
         self.policy, self.prepared = runtime.prepare(parts.policy, self.optimizer)
-        self.average = None if train.ema is None else Average(known, train.ema)
+        trainable = [p for p in parts.policy.parameters() if p.requires_grad]
+        self.average = None if train.ema is None else Average(trainable, train.ema)
         if self.average is not None:
             self.optimizer.register_step_post_hook(lambda *_: self.average.update())  # type: ignore[union-attr]
         self.state = State()
         self.interrupted = False
-
-    def _check(self) -> None:
-        policy, algorithm = self.parts.policy, self.parts.algorithm
-        if (algorithm.needs_reference or algorithm.needs_exact_kl) and self.parts.reference is None:
-            raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
-        windows = self.train.update.micro_steps is not None
-        if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
-            raise ValueError(
-                f"train.update.micro_steps is {self.train.update.micro_steps}, and {type(policy).__name__} with "
-                f"{type(algorithm.surrogate).__name__} needs whole trajectories: set it to null and lower micro_rows"
-            )
 
     def fit(self, resume: bool = False) -> dict[str, object]:
         """Train to the last step, or until a rule stops it; returns the summary."""
@@ -101,9 +81,9 @@ class Trainer:
         with interruptible(self._stop), closing(journal):
             done = self._look(journal, {}) if self.state.unevaluated else self._done()
             while not done and not self.interrupted:
-                cpu, wall = time.process_time(), time.perf_counter()
+                cpu, wall = self._cpu_s(), time.perf_counter()
                 metrics = self.step()
-                self.state.cpu_s += time.process_time() - cpu
+                self.state.cpu_s += max(0.0, self._cpu_s() - cpu)
                 self.state.wall_s += time.perf_counter() - wall
                 metrics["time/cpu"] = self.state.cpu_s
                 journal.step(self.state, metrics)
@@ -117,16 +97,21 @@ class Trainer:
 
     def _look(self, journal: Journal, metrics: dict[str, float]) -> bool:
         """After a step: evaluate, heed the stop rules, save, each if it is due. Whether training ends."""
-        evaluated = self.state.unevaluated or self._due(self.evaluation.every) or self._done()
-        if evaluated:
-            metrics |= self._evaluate(journal)
-        done = self.watch.look(self.state, metrics) or self._done()
-        if done and not evaluated:
+        last = self._done()
+        if last or self.state.unevaluated or self._due(self.evaluation.every):
+            metrics |= self._evaluate(journal, between=not last)
+        done = self.watch.look(self.state, metrics) or last
+        if done and not last:
             metrics |= self._evaluate(journal)
         better = self.watch.note_best(self.state, metrics)
         if better or self._due(self.saving.every) or done or self.interrupted:
             self._save(self._position())
         return done
+
+    def _cpu_s(self) -> float:
+        """Of this process, of those that it started and that have ended, and of the collector's."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + ended.ru_utime + ended.ru_stime + self.parts.collector.cpu_s()
 
     def _done(self) -> bool:
         budget = self.train.cpu_budget_s
@@ -144,10 +129,12 @@ class Trainer:
             rollout = rollout.with_(ref_logprobs=scored)
         collected = time.perf_counter()
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        scale_rates(self.optimizer, lr)
+        critic_only = self.state.step < self.train.critic_warmup
         with evaluating(self.policy):  # dropout would make the ratio noise
-            metrics = update(self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update)
+            metrics = update(
+                self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update, critic_only
+            )
         self._count(rollout)
         return {
             **metrics,
@@ -180,16 +167,17 @@ class Trainer:
         with acting(self.parts.policy), self.runtime.accelerator.autocast(), averaged:
             yield
 
-    def evaluate(self) -> dict[str, Estimate]:
+    def evaluate(self, between: bool = False) -> dict[str, Estimate]:
         """Held-out evaluation of the policy as it is now; the same draws every time."""
+        evaluator, generator = self.parts.evaluator, self.runtime.fresh_generator("evaluate")
         with self._result():
-            return self.parts.evaluator.evaluate(self.parts.policy, self.runtime.fresh_generator("evaluate"))
+            return (evaluator.between if between else evaluator.evaluate)(self.parts.policy, generator)
 
-    def _evaluate(self, journal: Journal) -> dict[str, float]:
+    def _evaluate(self, journal: Journal, between: bool = False) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
-        before, step = time.process_time(), self.state.step
+        before, step = self._cpu_s(), self.state.step
         try:
-            own = {name: asdict(estimate) for name, estimate in self.evaluate().items()}
+            own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
             if self.folder is not None and self.runtime.is_main:
                 target = self.folder.path / "samples" / f"step_{step:06d}"
@@ -204,7 +192,7 @@ class Trainer:
         ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
         journal.write(step, line | ends)
         self.runtime.wait()
-        self.state.eval_cpu_s += time.process_time() - before
+        self.state.eval_cpu_s += self._cpu_s() - before
         self.state.eval_after, self.state.unevaluated = found, False
         return line
 

@@ -15,6 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mmrl.finite import check_finite
+
 PER_DECISION = ["mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends"]
 """Fields of a Rollout that are (B, T) as its log-probs are."""
 
@@ -39,14 +41,13 @@ class Transitions(abc.ABC):
 class Rollout:
     """B trajectories of at most T decisions, as a collector records them.
 
-    `mask` says that a decision enters the loss; `alive` that it exists. Rewards, discounts and values
-    are read wherever `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False
-    everywhere and leaves every statistic. With a demonstration the log-probs were not recorded by a
-    sampler, so there is no ratio and no parity to speak of.
+    `mask` says that a decision enters the loss; `alive` that it exists. Rewards, discounts and values are read wherever
+    `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False everywhere and leaves every statistic.
+    With a demonstration the log-probs were not recorded by a sampler, so there is no ratio and no parity to speak of.
 
     Raises:
-        ValueError: a shape that is not (B, T), a mask outside alive, alive that is not a prefix of the
-            row, or a number that is not finite where it is read.
+        ValueError: a shape that is not (B, T), a mask outside alive, alive that is not a prefix of the row, or a number
+            that is not finite where it is read.
     """
 
     transitions: Transitions  # B
@@ -92,25 +93,13 @@ class Rollout:
                 f"Rollout.reward_parts has {sorted(self.reward_parts)} and applicable has {sorted(self.applicable)}: "
                 "each part says where it applies"
             )
-        self._check_finite("logprobs", self.logprobs, self.mask)
-        self._check_finite("rewards", self.rewards, self.alive)
-        self._check_finite("discounts", self.discounts, self.alive)
-        self._check_finite("values", self.values, self.alive)
+        check_finite("logprobs", self.logprobs, self.mask)
+        check_finite("rewards", self.rewards, self.alive)
+        check_finite("discounts", self.discounts, self.alive)
+        check_finite("values", self.values, self.alive)
         if self.last_value is not None:
-            self._check_finite("last_value", self.last_value[:, None], self.alive.any(-1, keepdim=True))
-        self._check_finite("ref_logprobs", self.ref_logprobs, self.mask)
-
-    @staticmethod
-    def _check_finite(name: str, tensor: Tensor | None, where: Tensor) -> None:
-        if tensor is None:
-            return
-        bad = ~torch.isfinite(tensor) & where
-        if bool(bad.any()):
-            row, step = (int(i) for i in bad.nonzero()[0])
-            raise ValueError(
-                f"Rollout.{name}[{row}, {step}] is {float(tensor[row, step])}: it must be finite wherever "
-                f"it is read; find what produced it, or mark the trajectory as failed (alive False)"
-            )
+            check_finite("last_value", self.last_value[:, None], self.alive.any(-1, keepdim=True))
+        check_finite("ref_logprobs", self.ref_logprobs, self.mask)
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]
@@ -173,6 +162,10 @@ class Policy(nn.Module, abc.ABC):
     def weights_changed(self) -> None:
         """Called after every optimiser step."""
 
+    def critic_parameters(self) -> Sequence[nn.Parameter]:
+        """Those of a critic that shares none with the policy; such a critic can be trained apart."""
+        return ()
+
     @abc.abstractmethod
     def save_pretrained(self, folder: Path) -> None:
         """Write what `from_pretrained` of the library this model comes from can load."""
@@ -196,6 +189,10 @@ class Collector(abc.ABC):
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue from `state_dict`."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds that living processes of its own have used so far."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -243,6 +240,10 @@ class Evaluator(abc.ABC):
     @abc.abstractmethod
     def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         """Metric name -> estimate. The policy is unwrapped and in eval mode."""
+
+    def between(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
+        """The same in the course of a run, where it may cost less: fewer cases, say."""
+        return self.evaluate(policy, generator)
 
     @abc.abstractmethod
     def samples(self, policy: Policy, generator: torch.Generator, folder: Path, count: int) -> None:

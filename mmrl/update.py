@@ -2,7 +2,7 @@
 
 rewards -> advantages on full groups over all ranks -> weights and scales planned on the whole rollout ->
 for each epoch and minibatch (one optimiser step each) -> for each micro-batch: evaluate, surrogate x
-weights + penalties + value loss, x scale, backward -> clip, step.
+weights + penalties + value loss, x scale, backward -> clip, step. A critic may be trained alone before that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmrl.algorithm import Algorithm
 from mmrl.batching import Plan, UpdateConfig, micro_batches, minibatches
+from mmrl.critic import hold_policy
 from mmrl.ledger import Ledger
 from mmrl.masked import masked_max, masked_sum
 from mmrl.metrics import Tally, rollout_metrics
@@ -32,47 +33,66 @@ def update(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime,
     config: UpdateConfig,
+    critic_only: bool = False,
 ) -> dict[str, float]:
-    """Improve `policy` (wrapped) on this rank's `rollout`; returns metrics over all ranks."""
+    """Improve `policy` (wrapped) on this rank's `rollout`, or only its critic; returns metrics over all ranks."""
     if runtime.reduced_precision and not rollout.demonstration:
         recomputed = score(policy, rollout, config.micro_rows)
         rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
     ledger = runtime.gather(rollout)
     plan = make_plan(ledger, algorithm)
-    tally = Tally()
-    for epoch in range(config.epochs):
+    tally, stopped = Tally(), False
+    for epoch in range(-config.critic_epochs, config.epochs):
+        alone = critic_only or epoch < 0
         for number, rows in enumerate(minibatches(plan, config, runtime)):
-            first_pass = epoch == 0 and number == 0
+            first_pass = epoch == -config.critic_epochs and number == 0
             while True:
                 try:
                     fitting = replace(config, micro_rows=min(config.micro_rows, runtime.rows_that_fit))
                     batches = list(micro_batches(policy, rollout, plan, rows, algorithm, fitting))
-                    tally.include(accumulate(policy, rollout, batches, algorithm, runtime, first_pass))
+                    measured = accumulate(policy, rollout, batches, algorithm, runtime, first_pass, alone)
                     break
                 except torch.OutOfMemoryError as error:
                     optimizer.zero_grad()
                     runtime.halve_rows(fitting.micro_rows, error)
+            tally.include(measured)
+            too_far = config.max_kl is not None and measured.mean("update/approx_kl", runtime) > config.max_kl
+            stopped = stopped or (too_far and not alone)
+            if stopped:
+                optimizer.zero_grad()
+                break
+            if alone:
+                hold_policy(policy)
             tally.add("update/grad_norm", finite_norm(runtime.clip_gradients(policy, config.max_grad_norm), batches))
             optimizer.step()
             optimizer.zero_grad()
+        if stopped:
+            break
+    if config.max_kl is not None:
+        tally.add("update/stopped_by_kl", float(stopped))
     return {**rollout_metrics(ledger.rollout), **tally.over_ranks(runtime), **credit_metrics(plan)}
 
 
 def accumulate(
-    policy: nn.Module, rollout: Rollout, batches: list[Batch], algorithm: Algorithm, runtime: Runtime, first_pass: bool
-) -> Tally:
+    policy: nn.Module, rollout: Rollout, batches: list[Batch], algorithm: Algorithm, runtime: Runtime,
+    first_pass: bool, critic_only: bool,
+) -> Tally:  # fmt: skip
     """Add up the gradient of a minibatch, one micro-batch at a time; returns what was measured on the way."""
     tally, loss_sum = Tally(), 0.0
     for position, batch in enumerate(batches):
         last = position + 1 == len(batches)
         with runtime.synchronised(policy, last):
             evaluation = policy(batch.transitions, batch.steps)
-            loss = batch_loss(evaluation, batch, algorithm, tally)
+            if critic_only:
+                loss = value_loss(evaluation, batch, algorithm, tally)
+            else:
+                loss = batch_loss(evaluation, batch, algorithm, tally)
             runtime.backward(policy, loss, last)
         loss_sum += float(loss.detach())
-        if not rollout.demonstration:
+        if not rollout.demonstration and (first_pass or not critic_only):
             tally_ratio(evaluation, batch, tally, first_pass, rollout.decision_size)
-    tally.add("update/loss", loss_sum, count=1 / runtime.world)
+    if not critic_only:
+        tally.add("update/loss", loss_sum, count=1 / runtime.world)
     return tally
 
 
@@ -112,11 +132,22 @@ def batch_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally
         penalty, stats = regulariser(evaluation, batch)
         loss = loss + penalty
         tally.add_masked("update", stats, batch.mask)
-    if algorithm.value_loss is not None:
-        error, stats = algorithm.value_loss(evaluation, batch)
-        loss = loss + error
-        tally.add_masked("update", stats, batch.mask)
-    return masked_sum(loss * batch.scale, batch.mask)
+    policy_loss = masked_sum(loss * batch.scale, batch.mask)
+    if algorithm.value_loss is None:
+        return policy_loss
+    return policy_loss + value_loss(evaluation, batch, algorithm, tally)
+
+
+def value_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally: Tally) -> Tensor:
+    """The critic's part of that."""
+    if algorithm.value_loss is None:
+        raise ValueError(
+            "a critic is to be trained alone (train.critic_warmup, update.critic_epochs) and the algorithm has no "
+            "value_loss: give mmrl.value_loss.ValueRegression, or set both to 0"
+        )
+    error, stats = algorithm.value_loss(evaluation, batch)
+    tally.add_masked("update", stats, batch.mask)
+    return masked_sum(error * batch.scale, batch.mask)
 
 
 def tally_ratio(evaluation: Evaluation, batch: Batch, tally: Tally, first_pass: bool, decision_size: int) -> None:

@@ -31,12 +31,13 @@ from mmrl.checkpoint import SaveConfig
 from mmrl.cli import main
 from mmrl.ema import Average
 from mmrl.experiment import Exported
+from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule, Watch
 from mmrl.surrogates import PPOClip
-from mmrl.trainer import Parts, Trainer
+from mmrl.trainer import Trainer
 from mmrl.types import Estimate
 from tests.toy import (
     RightActions,

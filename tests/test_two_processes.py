@@ -21,9 +21,9 @@ from mmrl.advantages import GroupRelative
 from mmrl.aggregates import SequenceMean, TokenMean
 from mmrl.algorithm import Algorithm
 from mmrl.batching import UpdateConfig
+from mmrl.parts import Parts
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.surrogates import PPOClip
-from mmrl.trainer import Parts
 from mmrl.types import Rollout
 from mmrl.update import make_plan, update
 from tests.launching import on_two_processes

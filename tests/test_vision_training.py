@@ -12,11 +12,12 @@ from PIL import Image
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.parts import Parts
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import TrainConfig
 from mmrl.surrogates import PPOClip
 from mmrl.testing import check_collector, check_policy
-from mmrl.trainer import Parts, Trainer
+from mmrl.trainer import Trainer
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import Part, RewardError, WeightedSum
 from rewards.text import AnswerMatch, TagFormat

@@ -16,12 +16,13 @@ from mmrl.check import Groups, verdict_on_share, zero_spread
 from mmrl.cli import main
 from mmrl.config import ConfigError, load
 from mmrl.experiment import Trial, Tried
+from mmrl.parts import Parts
 from mmrl.regularisers import K3
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.scoring import score
 from mmrl.settings import TrainConfig
 from mmrl.surrogates import PPOClip
-from mmrl.trainer import Parts, Trainer
+from mmrl.trainer import Trainer
 from mmrl.types import Rollout
 from rewards.compose import Part, WeightedSum
 from rewards.text import AnswerMatch

@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 
+from mmrl.parts import Parts
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
-from mmrl.trainer import Parts, Trainer
+from mmrl.trainer import Trainer
 
 UNBOUNDED = 10**9
 """Steps that a CPU budget always cuts short."""

@@ -16,11 +16,12 @@ from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
 from mmrl.metrics import rollout_metrics
+from mmrl.parts import Parts
 from mmrl.recipes import existing_asset, find_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
-from mmrl.trainer import Parts, Trainer
+from mmrl.trainer import Trainer
 from mmrl.types import Policy
 from rewards.compose import Part, WeightedSum
 from vision import example, handover, trial

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmrl.experiment import Trial, Tried
+from mmrl.parts import Parts
 from mmrl.runtime import Runtime, acting
-from mmrl.trainer import Parts
 from vision.collector import AnswerCollector
 from vision.evaluation import AnswerEvaluator
 from vision.policy import VisionPolicy

@@ -1,0 +1,37 @@
+"""What a domain gives the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmrl.algorithm import Algorithm
+from mmrl.batching import UpdateConfig
+from mmrl.types import Collector, Evaluator, Policy
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A policy, what it acts in, how it is judged and how it learns."""
+
+    policy: Policy
+    collector: Collector
+    evaluator: Evaluator
+    algorithm: Algorithm
+    reference: Policy | None = None
+    primary_metric: str = "accuracy"
+
+    def check(self, update: UpdateConfig) -> None:
+        """That the parts suit each other and how they are used.
+
+        Raises:
+            ValueError: they do not.
+        """
+        policy, algorithm = self.policy, self.algorithm
+        if (algorithm.needs_reference or algorithm.needs_exact_kl) and self.reference is None:
+            raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
+        windows = update.micro_steps is not None
+        if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
+            raise ValueError(
+                f"train.update.micro_steps is {update.micro_steps}, and {type(policy).__name__} with "
+                f"{type(algorithm.surrogate).__name__} needs whole trajectories: set it to null and lower micro_rows"
+            )

@@ -1,0 +1,1 @@
+"""Robots: action chunks of flow-matching policies as decisions, over ManiSkill simulation."""

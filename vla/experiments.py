@@ -1,0 +1,164 @@
+"""The keys of a vla config, and how they become the parts of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmrl import experiment
+from mmrl.algorithm import Algorithm
+from mmrl.checkpoint import SaveConfig
+from mmrl.experiment import Exported
+from mmrl.metrics import rollout_metrics
+from mmrl.parts import Parts
+from mmrl.recipes import existing_asset
+from mmrl.runtime import Runtime, RuntimeConfig, acting
+from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.stopping import StopRule
+from mmrl.types import Policy
+from vla import demonstrations
+from vla.cloning import CloningConfig, clone
+from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
+from vla.demonstrations import DemonstrationsConfig
+from vla.evaluation import EpisodeEvaluator, HeldOutConfig
+from vla.exploration import FlowSDE
+from vla.policy import PolicyConfig, RobotPolicy
+from vla.sim.base import SimulationConfig, TaskConfig
+from vla.sim.start import start
+
+USAGE = """\
+{imports}from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+config = PreTrainedConfig.from_pretrained("PATH")
+policy = get_policy_class(config.type).from_pretrained("PATH")
+before, after = make_pre_post_processors(config, "PATH")
+"""
+
+
+@dataclass(frozen=True)
+class Experiment(experiment.Experiment):
+    """RL of a flow-matching policy in a simulated task. `simulation.copies` is set by `rollout.episodes`."""
+
+    policy: PolicyConfig
+    env: TaskConfig
+    algorithm: Algorithm
+    reward: RewardConfig = RewardConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    held_out: HeldOutConfig = HeldOutConfig()
+    save: SaveConfig = SaveConfig()
+    stop: tuple[StopRule, ...] = ()
+    runtime: RuntimeConfig = RuntimeConfig()
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+    domain = "vla"
+
+    def __post_init__(self) -> None:
+        if self.evaluate.by is not None or self.evaluate.metrics:
+            raise ValueError("evaluate.by and evaluate.metrics are of other experiments: remove them")
+        if (self.reward.dense or self.reward.relative) and self.env.reward == "sparse":
+            raise ValueError(
+                "reward.dense and reward.relative weigh the task's own reward, and env.reward is sparse: set it to "
+                "normalized_dense, or both to 0"
+            )
+
+    @property
+    def base_policy(self) -> str:
+        return self.policy.path
+
+    def build(self, runtime: Runtime) -> Parts:
+        policy = self.load_policy(runtime)
+        simulation = replace(self.simulation, copies=self.rollout.episodes)
+        simulator = start([self.env], simulation)
+        collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
+        evaluator = EpisodeEvaluator(self.env, simulation, self.held_out, simulator)
+        reference = policy.reference() if self.algorithm.needs_reference else None
+        if reference is not None:
+            reference.to(runtime.device)
+        return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="success_rate")
+
+    def load_policy(self, runtime: Runtime) -> RobotPolicy:
+        """The policy that training starts from."""
+        found = replace(self.policy, path=existing_asset(self.policy.path))
+        return RobotPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+
+    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        parts = self.build(runtime)
+        parts.policy.to(runtime.device)
+        began = time.perf_counter()
+        with acting(parts.policy):
+            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
+            seconds = time.perf_counter() - began
+            parts.evaluator.samples(parts.policy, runtime.fresh_generator("samples"), output, self.evaluate.samples)
+        taken = float(rollout.reward_parts["steps"].sum())
+        figures = {**rollout_metrics(rollout), "seconds": seconds, "env_steps_per_s": taken / seconds}
+        (output / "rollout.json").write_text(json.dumps(figures, indent=1))
+        return dict(figures)
+
+    def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
+        assert isinstance(policy, RobotPolicy)
+        if dtype is not None:
+            raise ValueError("--dtype is of experiment vision alone: lerobot saves float32")
+        policy.adapter.save(folder)
+        own = type(policy.adapter.policy).__module__.startswith("vla.")
+        imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
+        return Exported("lerobot", USAGE.format(imports=imports))
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """What is cloned from which demonstrations, and where it is written."""
+
+    output: str
+    demonstrations: DemonstrationsConfig
+    cloning: CloningConfig = CloningConfig()
+
+
+@dataclass(frozen=True)
+class Warmup(experiment.Experiment):
+    """Makes a small policy of assets/ from demonstrations, and evaluates it on the task's own step."""
+
+    warmup: WarmupConfig
+    env: TaskConfig
+    simulation: SimulationConfig = SimulationConfig(copies=40)
+    held_out: HeldOutConfig = HeldOutConfig()
+    runtime: RuntimeConfig = RuntimeConfig(device="cpu")
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+    domain = "vla"
+
+    @property
+    def base_policy(self) -> str:
+        return self.warmup.output
+
+    def build(self, runtime: Runtime) -> Parts:
+        raise ValueError("this config clones a policy: run it with `mmrl warmup`")
+
+    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        raise ValueError("this config clones a policy: run it with `mmrl warmup`")
+
+    def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        config, generator = self.warmup, runtime.generator("warmup")
+        folder = demonstrations.ensure(config.demonstrations, self.env, generator)
+        frames = demonstrations.read(folder, config.demonstrations.episodes, config.cloning.horizon)
+        began = time.process_time()
+        loss = clone(frames, config.cloning, generator, output, self.logging.progress)
+        spent = time.process_time() - began
+        policy = RobotPolicy.load(
+            PolicyConfig(str(output), FlowSDE(), critic=None), runtime.fresh_generator("heads", shared=True)
+        )
+        with start([self.env], self.simulation) as simulator, acting(policy):
+            evaluator = EpisodeEvaluator(self.env, self.simulation, self.held_out, simulator)
+            found = evaluator.evaluate(policy, runtime.fresh_generator("evaluate"))
+        told: dict[str, Any] = {
+            "demonstrations": frames.episodes, "frames": len(frames.states), "loss": round(loss, 4),
+            "parameters": sum(p.numel() for p in policy.adapter.parameters()), "cpu_s": round(spent, 1),
+        }  # fmt: skip
+        return {**told, "eval_official": {name: dataclasses.asdict(e) for name, e in found.items()}}

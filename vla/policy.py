@@ -1,0 +1,201 @@
+"""A flow-matching policy of lerobot as a policy over action chunks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from mmrl.gaussian import Reduction
+from mmrl.types import Evaluation, Policy, Transitions
+from vla import adapters, chains
+from vla.adapters import Adapter, Prefix
+from vla.adapters.base import Inputs
+from vla.chains import Chain, Counting, Field, Level
+from vla.exploration import Exploration, FlowSDE
+from vla.heads import CriticConfig, Perceptron
+from vla.sim.base import Observations
+from vla.transitions import ChunkTransitions
+
+HEADS = "heads.safetensors"
+NOISE_WIDTHS = (128, 64)
+"""Of the noise head, as RLinf has it."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy, a folder of lerobot or a name on its hub, and how its denoise loop explores. `level`, `decisions`
+    and `reduction` say what one decision is (`vla.chains.Counting`). `denoise_steps` and `execute` (actions of a chunk
+    before the next observation) null: the policy's own. `critic` null: none, for group-relative advantages."""
+
+    path: str
+    exploration: Exploration = FlowSDE()
+    level: Level = "chunk"
+    decisions: Literal["chain", "step"] = "chain"
+    reduction: Reduction = "sum"
+    denoise_steps: int | None = None
+    execute: int | None = None
+    critic: CriticConfig | None = CriticConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("denoise_steps", "execute"):
+            if vars(self)[name] is not None and vars(self)[name] < 1:
+                raise ValueError(f"policy.{name} is {vars(self)[name]}: give 1 or more, or null for the policy's own")
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What a policy did in n states."""
+
+    inputs: Inputs
+    chain: Chain
+    logprobs: Tensor  # (n, D)
+    values: Tensor  # (n,)
+    actions: Tensor  # (n, h, a), for the controller
+
+
+class RobotPolicy(Policy):
+    """The adapter's policy, and the heads that training needs beside it. A decision is a chain of denoise steps, or a
+    step, or a part of one (`PolicyConfig`)."""
+
+    windowable = True
+
+    def __init__(self, adapter: Adapter, config: PolicyConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.adapter, self.config = adapter, config
+        self.counting = Counting(config.level, config.decisions, config.reduction)
+        sizes = (adapter.hidden_size, *NOISE_WIDTHS, adapter.noise_outputs)
+        learned = config.exploration.learns_noise
+        self.heads = nn.ModuleDict()
+        if learned:
+            self.heads["noise"] = Perceptron(sizes, generator)
+        if config.critic is not None:
+            self.heads["critic"] = Perceptron((adapter.feature_size, *config.critic.widths, 1), generator)
+
+    @staticmethod
+    def load(config: PolicyConfig, generator: torch.Generator) -> RobotPolicy:
+        """The policy at `config.path`, with new heads drawn from `generator`.
+
+        Raises:
+            ValueError: it cannot be loaded as one that there is an adapter for.
+        """
+        adapter = adapters.load(config.path, "cpu", config.denoise_steps, config.execute)
+        return RobotPolicy(adapter, config, generator)
+
+    @property
+    def executed(self) -> tuple[int, int]:
+        """(h, a): what of a chunk is executed."""
+        return self.adapter.execute, self.adapter.action_size
+
+    @property
+    def decisions_per_chunk(self) -> int:
+        """D."""
+        return self.counting.per_chunk(self.adapter.denoise_steps, self.executed)
+
+    @property
+    def decision_size(self) -> int:
+        """Numbers whose densities one log-prob sums, for parity."""
+        explores = self.config.exploration
+        one = isinstance(explores, FlowSDE) and explores.steps == "one"
+        return self.counting.dimensions(
+            (1 if one else self.adapter.denoise_steps) + explores.counts_start, self.executed
+        )
+
+    def critic_parameters(self) -> Sequence[nn.Parameter]:
+        return list(self.heads["critic"].parameters()) if "critic" in self.heads else []
+
+    def act(self, seen: Observations, instruction: str, noise: Tensor, stochastic: Tensor) -> Acted:
+        """Draw a chunk in each of n states, from noise (n, K+1, H, A), with the steps `stochastic` (n, K)."""
+        inputs = self.adapter.inputs(seen, instruction)
+        prefix = self.adapter.prefix(inputs)
+        chain = chains.draw(self._field(prefix), noise, stochastic, self.config.exploration)
+        logprobs = self._logprobs(chain.densities, chain.states, stochastic)
+        actions = self.adapter.actions(chain.states[:, -1])
+        return Acted(inputs, chain, logprobs, self._values(inputs, prefix), actions)
+
+    def best(self, seen: Observations, instruction: str, noise: Tensor) -> Tensor:
+        """Actions (n, h, a) without exploration: the flow's ODE from noise (n, H, A)."""
+        prefix = self.adapter.prefix(self.adapter.inputs(seen, instruction))
+        return self.adapter.actions(chains.integrate(self._field(prefix), noise, self.adapter.denoise_steps))
+
+    def value(self, seen: Observations, instruction: str) -> Tensor:
+        """V (n,) of n states; 0 without a critic."""
+        inputs = self.adapter.inputs(seen, instruction)
+        return self._values(inputs, self.adapter.prefix(inputs))
+
+    def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
+        """Log-probs (b, t) of the decisions `steps`, and values if there is a critic. Only chunks that were begun are
+        computed; elsewhere both are 0."""
+        if not isinstance(transitions, ChunkTransitions):
+            raise TypeError(f"RobotPolicy scores ChunkTransitions, got {type(transitions).__name__}")
+        transitions, steps = transitions.to(self.device), steps.to(self.device)
+        size = self.decisions_per_chunk
+        first, last = int(steps.min()) // size, int(steps.max()) // size + 1
+        rows, columns = transitions.alive[:, first:last].nonzero(as_tuple=True)
+        at = (rows, columns + first)
+        inputs = {name: tensor[at] for name, tensor in transitions.inputs.items()}
+        prefix, stochastic, states = self.adapter.prefix(inputs), transitions.stochastic[at], transitions.chains[at]
+        densities, entropies = chains.density(self._field(prefix), states, stochastic, self.config.exploration)
+
+        def placed(found: Tensor) -> Tensor:
+            """(pairs, D) -> (b, t)."""
+            whole = found.new_zeros(len(steps), last - first, size).index_put((rows, columns), found)
+            return whole.flatten(1).gather(1, steps - first * size)
+
+        values = self._values(inputs, prefix)[:, None].expand(-1, size)
+        return Evaluation(
+            placed(self._logprobs(densities, states, stochastic)),
+            entropy=placed(self._logprobs(entropies, None, stochastic)) if self.report_entropy else None,
+            values=placed(values) if "critic" in self.heads else None,
+        )
+
+    def _logprobs(self, densities: Tensor, states: Tensor | None, stochastic: Tensor) -> Tensor:
+        """(n, D) of densities (n, K, H, A). What is not executed, and padding, is left out."""
+        h, a = self.executed
+        start = None
+        if states is not None and self.config.exploration.counts_start:
+            x = states[:, 0, :h, :a]
+            start = chains.log_normal(x, torch.zeros_like(x), torch.ones_like(x))
+        return self.counting.logprobs(densities[:, :, :h, :a], start, stochastic)
+
+    def _field(self, prefix: Prefix) -> Field:
+        """Velocity and noise of the states that `prefix` is of."""
+        steps = self.adapter.denoise_steps
+
+        def field(x: Tensor, number: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            velocity, hidden = self.adapter.velocity(prefix.rows(rows), x, chains.times(number, steps, x))
+            raw = self.heads["noise"](hidden).reshape(x.shape) if "noise" in self.heads else None
+            return velocity, raw
+
+        return field
+
+    def _values(self, inputs: Inputs, prefix: Prefix) -> Tensor:
+        features = self.adapter.features(inputs, prefix)
+        if "critic" not in self.heads:
+            return features.new_zeros(len(features))
+        found: Tensor = self.heads["critic"](features)[:, 0]
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        return next(self.adapter.parameters()).device
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A folder of lerobot, and the heads beside it."""
+        self.adapter.save(folder)
+        save_model(self.heads, str(folder / HEADS))
+
+    def load_weights(self, folder: Path) -> None:
+        self.adapter.load_weights(folder)
+        load_model(self.heads, folder / HEADS)
+
+    def reference(self) -> RobotPolicy:
+        """A frozen copy: what a KL penalty keeps close to."""
+        return copy.deepcopy(self).requires_grad_(False).eval()
