@@ -283,7 +283,7 @@ def sheet() -> None:
         ("start, 4 steps", f"rlcm_{rlcm:g}_0", 0),
         ("RLCM, JPEG size, early", f"rlcm_{rlcm:g}_0", 1),
         ("RLCM, JPEG size, at the end", f"rlcm_{rlcm:g}_0", -1),
-        ("the same with KL", f"rlcm_kl_{kl:g}_0", -1),
+        ("the same with a weak KL", f"rlcm_kl_{kl:g}_0", -1),
         ("DDPO, JPEG size, at the end", f"ddpo_{ddpo:g}_0", -1),
         ("RLCM, alignment", f"rlcm_align_{aligned:g}_0", -1),
         ("pathwise, alignment", f"pathwise_align_{pathwise:g}_0", -1),
