@@ -126,13 +126,18 @@ def compress(found: dict) -> str:
     said = []
     for arm in ("ddpo", "ddpo_guided"):
         r = found["ratios"][arm]
-        sure = "" if r["exceeds_3_deviations"] else " (within 3 deviations over seeds, so not reached)"
-        text = (
-            f"{names[arm]}: best mean gain {r['best_mean_gain']:.3f} kB ± {r['deviation']:.3f}{sure} after {r['at_cpu_s']:.0f} CPU s, "
-            f"gold accuracy {r['gold_accuracy']:.2f}. RLCM has that gain {times(r['rlcm_times_sooner'])}"
+        best = (
+            f"{names[arm]}: best mean gain {r['best_mean_gain']:.3f} kB ± {r['deviation']:.3f} after {r['at_cpu_s']:.0f} CPU s, "
+            f"gold accuracy {r['gold_accuracy']:.2f}"
         )
+        if not r["exceeds_3_deviations"]:
+            said.append(
+                f"{best}: within 3 deviations over seeds, so it counts as not reached, and there is no ratio to it."
+            )
+            continue
         equal = max((r[f"{arm}_times_sooner_at_equal_gold"] or 0 for arm in ("rlcm", "rlcm_kl")), default=0) or None
-        said.append(f"{text}, and at no lower gold accuracy {times(equal)}.")
+        sooner = f"RLCM has that gain {times(r['rlcm_times_sooner'])}, and at no lower gold accuracy {times(equal)}"
+        said.append(f"{best}. {sooner}.")
     return "\n".join(
         [*rows, "", f"Mean ± deviation over 3 seeds (`python -m benchmarks.diffusion compress`). {' '.join(said)}"]
     )
