@@ -166,7 +166,7 @@ def _explain(error: Exception, kind: type, raw: Mapping[str, object]) -> str:
     if not unknown:
         of_union = re.findall(r" - ((?!Expected )[^<>]*?: give .*?)(?= - Expected | Given value type: |$)", text)
         if "Union subtypes" in text and len(of_union) == 1:
-            return of_union[0]  # what one of the types has to say; the others only say that they are not meant
+            return str(of_union[0])  # what one of the types has to say; the others only say that they are not meant
         return re.sub(r"<class '([\w.]+)'>", r"\1", text)
     owners = re.findall(r"given class_path '([\w.]+)'", text)
     key = unknown[-1]
