@@ -203,6 +203,34 @@ def test_gradient_does_not_depend_on_micro_steps(kind: str, micro_steps: int, na
     assert split["update/loss"] == pytest.approx(whole["update/loss"], rel=1e-4, abs=1e-6)
 
 
+class Tight(CategoricalPolicy):
+    """Has room for so many trajectories at a time."""
+
+    room = 3
+
+    def forward(self, transitions: ToyTransitions, steps: Tensor) -> Evaluation:
+        if len(steps) > self.room:
+            raise torch.OutOfMemoryError
+        return super().forward(transitions, steps)
+
+
+def test_micro_batches_that_do_not_fit_are_halved_and_the_gradient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RUNTIME, "rows_that_fit", RUNTIME.rows_that_fit)  # it remembers
+    policy = toy()
+    rollout = prepared(policy)
+    (wanted,), whole = run(policy, rollout, GRPO)
+    tight = Tight(policy.config)
+    tight.load_state_dict(policy.state_dict())
+    (found,), split = run(tight, rollout, GRPO)
+    assert RUNTIME.rows_that_fit <= tight.room
+    assert_same_gradient(found, wanted)
+    assert split["update/loss"] == pytest.approx(whole["update/loss"], rel=1e-4, abs=1e-6)
+    assert split["update/approx_kl"] == pytest.approx(whole["update/approx_kl"], rel=1e-4, abs=1e-6)
+    tight.room = 0
+    with pytest.raises(RuntimeError, match="a single trajectory does not fit"):
+        run(tight, rollout, GRPO)
+
+
 class Asked(CategoricalPolicy):
     """Remembers which decisions it was asked about: (rows, first, last) of each call."""
 
