@@ -26,7 +26,8 @@ def run(method: str, seed: int) -> dict:
     folder = ROOT / f"{method}_{seed}"
     if not (folder / "summary.json").exists():
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
-        arguments = ["train", RECIPES[method], f"seed={seed}", UNSEEN, "logging.progress=false", "--run", str(folder), *resume]
+        words = [f"seed={seed}", UNSEEN, "logging.progress=false"]
+        arguments = ["train", RECIPES[method], *words, "--run", str(folder), *resume]
         if status := mmrl(arguments):
             raise SystemExit(status)
     provenance = json.loads((folder / "provenance.json").read_text())

@@ -54,10 +54,10 @@ def test_without_noise_it_is_lerobots_own_sampling_to_the_last_bit(folder: Path)
         policy = load(folder, denoise_steps=steps)
         theirs.config.num_inference_steps = steps
         state, noise = torch.randn(6, 3, generator=draws()), torch.randn(6, 3, 2, generator=draws())
-        seen = policy.adapter.inputs(Observations(state), "")
+        seen = policy.adapter.inputs(Observations(state))
         expected = theirs.predict_action_chunk({OBS_STATE: seen[OBS_STATE]}, noise)
         with acting(policy):
-            assert torch.equal(policy.best(Observations(state), "", noise), expected)
+            assert torch.equal(policy.best(Observations(state), noise), expected)
 
 
 def test_deviations_of_flow_sde_are_those_of_rlinf() -> None:
@@ -95,7 +95,7 @@ def test_flow_noise_has_the_exact_joint_log_likelihood_of_the_chain(folder: Path
     noise, every = torch.randn(5, 5, 3, 2, generator=draws()), torch.ones(5, 4, dtype=torch.bool)
     state = Observations(torch.randn(5, 3, generator=draws()))
     with acting(policy):
-        acted = policy.act(state, "", noise, every)
+        acted = policy.act(state, noise, every)
         field, states = policy._field(policy.adapter.prefix(acted.inputs)), acted.chain.states.double()
         total = Normal(0.0, 1.0).log_prob(states[:, 0]).sum((1, 2))
         for number in range(4):
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(folder: Path, tmp_path: Pa
         load(folder, execute=9)
     policy = load(folder)
     with pytest.raises(ValueError, match="reads a state of 3 numbers and the task tells 5"):
-        policy.adapter.inputs(Observations(torch.zeros(1, 5)), "")
+        policy.adapter.inputs(Observations(torch.zeros(1, 5)))
     with pytest.raises(ValueError, match="noise is 0"):
         FlowSDE(0.0)
     with pytest.raises(ValueError, match="low 0.3 and high 0.1"):

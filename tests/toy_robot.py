@@ -31,7 +31,7 @@ class Plane(Simulator):
         self.spent = 0.0
 
     def seen(self) -> Observations:
-        return Observations(torch.cat([self.at, torch.ones(len(self), 1)], -1))
+        return Observations(torch.cat([self.at, torch.ones(len(self), 1)], -1), instructions=self.instructions)
 
     def reset(self, env_index: torch.Tensor, seeds: torch.Tensor) -> Observations:
         for row, seed in zip(env_index.tolist(), seeds.tolist(), strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, Rollout
 from vla.policy import RobotPolicy
-from vla.rollouts import Played, chunks_of, play, rows_of
+from vla.rollouts import Played, chunks_of, play
 from vla.sim.base import Simulator
 from vla.transitions import ChunkTransitions
 
@@ -99,7 +99,7 @@ class EpisodeCollector(Collector):
         values = torch.stack(played.values, 1)[..., None].expand(-1, -1, size).flatten(1)
         assert played.final is not None
         every = torch.ones_like(broken)
-        final = policy.value(rows_of(played.final, every, policy), self.simulator.tasks[0].instruction)
+        final = policy.value(played.final.rows(every, policy.device))
         has_critic = policy.config.critic is not None
         groups = torch.arange(self.config.episodes // self.config.group) + self.runtime.rank * self.config.episodes
         once = success.flatten(1).any(1)

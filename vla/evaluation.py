@@ -20,7 +20,7 @@ from mmrl.metrics import mean_of, wilson
 from mmrl.types import Estimate, Evaluator, Policy
 from vla.collector import FIRST_TRAINING_SEED
 from vla.policy import RobotPolicy
-from vla.rollouts import chunks_of, padded, rows_of
+from vla.rollouts import chunks_of, padded
 from vla.sim.base import SimulationConfig, Simulator, TaskConfig
 from vla.sim.start import start
 
@@ -138,7 +138,7 @@ def _wave(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], noise
         if not bool(running.any()):
             break
         drawn = noise[running[:n].to(noise.device), number]
-        actions = policy.best(rows_of(seen, running, policy), simulator.tasks[0].instruction, drawn)
+        actions = policy.best(seen.rows(running, policy.device), drawn)
         chunk = simulator.chunk_step(padded(actions, running, simulator))
         reached = (once[:, None] | (chunk.success.cumsum(1) > 0)) & chunk.alive
         steps += (chunk.alive & ~torch.cat([once[:, None], reached[:, :-1]], 1)).sum(1)

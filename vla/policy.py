@@ -110,23 +110,23 @@ class RobotPolicy(Policy):
     def critic_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.heads["critic"].parameters()) if "critic" in self.heads else []
 
-    def act(self, seen: Observations, instruction: str, noise: Tensor, stochastic: Tensor) -> Acted:
+    def act(self, seen: Observations, noise: Tensor, stochastic: Tensor) -> Acted:
         """Draw a chunk in each of n states, from noise (n, K+1, H, A), with the steps `stochastic` (n, K)."""
-        inputs = self.adapter.inputs(seen, instruction)
+        inputs = self.adapter.inputs(seen)
         prefix = self.adapter.prefix(inputs)
         chain = chains.draw(self._field(prefix), noise, stochastic, self.config.exploration)
         logprobs = self._logprobs(chain.densities, chain.states, stochastic)
         actions = self.adapter.actions(chain.states[:, -1])
         return Acted(inputs, chain, logprobs, self._values(inputs, prefix), actions)
 
-    def best(self, seen: Observations, instruction: str, noise: Tensor) -> Tensor:
+    def best(self, seen: Observations, noise: Tensor) -> Tensor:
         """Actions (n, h, a) without exploration: the flow's ODE from noise (n, H, A)."""
-        prefix = self.adapter.prefix(self.adapter.inputs(seen, instruction))
+        prefix = self.adapter.prefix(self.adapter.inputs(seen))
         return self.adapter.actions(chains.integrate(self._field(prefix), noise, self.adapter.denoise_steps))
 
-    def value(self, seen: Observations, instruction: str) -> Tensor:
+    def value(self, seen: Observations) -> Tensor:
         """V (n,) of n states; 0 without a critic."""
-        inputs = self.adapter.inputs(seen, instruction)
+        inputs = self.adapter.inputs(seen)
         return self._values(inputs, self.adapter.prefix(inputs))
 
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:

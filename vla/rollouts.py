@@ -62,19 +62,12 @@ def play(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], noise:
         if not bool(running.any()):
             break
         at = running.to(policy.device)
-        told = simulator.tasks[0].instruction
-        acted = policy.act(rows_of(seen, running, policy), told, noise[at, number], stochastic[at, number])
+        acted = policy.act(seen.rows(running, policy.device), noise[at, number], stochastic[at, number])
         chunk = simulator.chunk_step(padded(acted.actions, running, simulator))
         played.add(running, acted, chunk)
         running = running & ~(chunk.terminated | chunk.truncated | chunk.broken)
         seen = chunk.observations
     return played
-
-
-def rows_of(seen: Observations, rows: Tensor, policy: RobotPolicy) -> Observations:
-    """Some rows (B,) bool, where the policy is."""
-    images = {name: image[rows].to(policy.device) for name, image in seen.images.items()}
-    return Observations(seen.state[rows].to(policy.device), images)
 
 
 def padded(actions: Tensor, rows: Tensor, simulator: Simulator) -> Tensor:

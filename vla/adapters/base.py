@@ -44,7 +44,7 @@ class Adapter(nn.Module, abc.ABC):
     """Of what a critic reads."""
 
     @abc.abstractmethod
-    def inputs(self, observations: Observations, instruction: str) -> Inputs:
+    def inputs(self, observations: Observations) -> Inputs:
         """What the model is given of n observations, after the policy's own preprocessor."""
 
     @abc.abstractmethod

@@ -41,7 +41,7 @@ class SmallAdapter(Adapter):
         self.hidden_size, self.noise_outputs = config.width, self.chunk[0] * self.chunk[1]
         self.feature_size = config.robot_state_feature.shape[0]
 
-    def inputs(self, observations: Observations, instruction: str) -> Inputs:
+    def inputs(self, observations: Observations) -> Inputs:
         if observations.state.shape[1] != self.feature_size:
             raise ValueError(
                 f"the policy reads a state of {self.feature_size} numbers and the task tells "

@@ -110,10 +110,12 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Observations:
-    """What N robots observe. Where tasks differ, states are filled up with zeros to the longest."""
+    """What N robots observe, and what they are told to do. Where tasks differ, states are filled up with zeros to the
+    longest."""
 
     state: Tensor  # (N, S) float32
     images: Mapping[str, Tensor] = field(default_factory=dict)  # camera -> (N, 3, Y, X) uint8
+    instructions: tuple[str, ...] = ()  # N
 
     def __len__(self) -> int:
         return self.state.shape[0]
@@ -124,7 +126,13 @@ class Observations:
             name: torch.where(mask[:, None, None, None], image, other.images[name])
             for name, image in self.images.items()
         }
-        return Observations(torch.where(mask[:, None], self.state, other.state), images)
+        return Observations(torch.where(mask[:, None], self.state, other.state), images, self.instructions)
+
+    def rows(self, mask: Tensor, device: torch.device) -> Observations:
+        """Those of `mask` (N,), on a device."""
+        images = {name: image[mask].to(device) for name, image in self.images.items()}
+        told = tuple(sentence for sentence, kept in zip(self.instructions, mask.tolist(), strict=True) if kept)
+        return Observations(self.state[mask].to(device), images, told)
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,11 @@ class Simulator(abc.ABC):
 
     def __len__(self) -> int:
         return len(self.task_index)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """What each of the N robots is told."""
+        return tuple(self.tasks[number].instruction for number in self.task_index.tolist())
 
     @property
     def action_size(self) -> int:

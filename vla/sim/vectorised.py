@@ -25,9 +25,10 @@ class Vectorised(Simulator):
             raise SimulationError(f"simulation.backend physx_cuda takes one task, not {len(tasks)}: use physx_cpu")
         module_of(tasks[0])
         self.config, self._env = config, build(tasks[0], config, config.copies)
-        self._views = observed(self._env.reset(seed=list(range(config.copies)))[0])
-        self.tasks = (spec_of(tasks[0], self._env, self._views),)
         self.task_index = torch.zeros(config.copies, dtype=torch.long)
+        views = observed(self._env.reset(seed=list(range(config.copies)))[0])
+        self.tasks = (spec_of(tasks[0], self._env, views),)
+        self._views = replace(views, instructions=self.instructions)
         self._taken = torch.zeros(config.copies, dtype=torch.long, device=self._env.device)
         self._over = torch.ones(config.copies, dtype=torch.bool, device=self._env.device)
 
@@ -44,7 +45,7 @@ class Vectorised(Simulator):
         first = torch.tensor([chosen.index(seed) for seed in chosen], device=rows.device)
         state = self._env.get_state()[rows[first]]
         found, _ = self._env.reset(options={"env_idx": rows, "reset_to_env_states": {"env_states": state}})
-        new, begun = observed(found), torch.zeros_like(self._over)
+        new, begun = replace(observed(found), instructions=self.instructions), torch.zeros_like(self._over)
         begun[rows] = True
         self._views = new.where(begun, self._views)
         self._taken[rows], self._over[rows] = 0, False
@@ -62,7 +63,7 @@ class Vectorised(Simulator):
         for h in range(horizon):
             acting = ~self._over
             found, reward, _, _, info = self._env.step(moves(self._env, given[:, h]))
-            views = observed(found)
+            views = replace(observed(found), instructions=self.instructions)
             lost = acting & ~(torch.isfinite(views.state).all(-1) & torch.isfinite(reward))
             acting, broken = acting & ~lost, broken | lost
             self._views, self._taken = views.where(acting, self._views), self._taken + acting

@@ -92,6 +92,7 @@ class Workers(Simulator):
         self._blank = Observations(
             torch.zeros(len(self), size),
             {name: torch.zeros(len(self), 3, y, x, dtype=torch.uint8) for name, (y, x) in cameras.items()},
+            self.instructions,
         )
         self._running = torch.zeros(len(self), dtype=torch.bool)
         self._lost = torch.zeros(len(self), dtype=torch.bool)
@@ -179,7 +180,7 @@ class Workers(Simulator):
             state[rows, : views.state.shape[1]] = torch.from_numpy(views.state)
             for name, image in views.images.items():
                 images[name][rows] = torch.from_numpy(image)
-        return Observations(state, images)
+        return Observations(state, images, self._blank.instructions)
 
     def _pairs(self, answers: Sequence[object]) -> list[tuple[Worker, object]]:
         pairs = zip(self._workers, answers, strict=True)
