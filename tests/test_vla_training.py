@@ -116,3 +116,39 @@ def test_a_run_that_is_resumed_gives_the_same_numbers(tmp_path: Path) -> None:
 def test_a_reward_that_the_simulator_does_not_give_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert mmrl(["train", "vla/pirl_pushcube", "env.reward=sparse"]) == 2
     assert "env.reward is sparse: set it to normalized_dense" in capsys.readouterr().err
+
+
+def test_several_tasks_have_their_own_figures(tmp_path: Path) -> None:
+    """One of them is trained, one is a variant that is evaluated only."""
+    first = "{id: PushCube-v1, instruction: push it, reward: normalized_dense, max_steps: 8}"
+    second = "{id: PushCube-v1, name: again, instruction: push it again, reward: normalized_dense, max_steps: 12}"
+    unseen = "{id: PushCube-v1, name: unseen, instruction: push, max_steps: 8}"
+    settings = [s for s in SHORT if not s.startswith("env.")]
+    words = [f"env=[{first}, {second}]", f"held_out.tasks=[{unseen}]", "train.steps=2", *settings]
+    assert mmrl(["train", "vla/pirl_pushcube", *words, "--run", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    after = summary["eval_after"]
+    assert {name: after[name]["n"] for name in after if "rate" in name} == {
+        "success_rate": 8, "success_rate/PushCube-v1": 4, "success_rate/again": 4, "success_rate/unseen": 4,
+    }  # fmt: skip
+    whole = after["success_rate/PushCube-v1"]["value"] + after["success_rate/again"]["value"]
+    assert after["success_rate"]["value"] == whole / 2
+    line = without_times(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert {"eval/success_rate", "eval/success_rate/again"} <= set(line) | set(
+        without_times(tmp_path / "run" / "metrics.jsonl")[-2]
+    )
+    told = json.loads((tmp_path / "run" / "samples" / "step_000002" / "samples.json").read_text())
+    assert [sample["prompt"] for sample in told] == ["push it", "push it", "push it again", "push it again"]
+
+
+def test_tasks_that_share_a_name_or_do_not_share_out_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    task = "{id: PushCube-v1, reward: normalized_dense}"
+    assert mmrl(["train", "vla/pirl_pushcube", f"env=[{task}, {task}]"]) == 2
+    assert "are called PushCube-v1: give each a `name`" in capsys.readouterr().err
+    other = task.replace("id: PushCube-v1", "id: PickCube-v1")
+    assert mmrl(["train", "vla/pirl_pushcube", f"env=[{task}, {other}]", "rollout.episodes=41"]) == 2
+    assert "rollout.episodes is 41 for 2 tasks" in capsys.readouterr().err
+    assert mmrl(["train", "vla/pirl_pushcube", "env=[]"]) == 2
+    assert "env is an empty list" in capsys.readouterr().err
+    assert mmrl(["train", "vla/pirl_pushcube", "env.max_step=3"]) == 2
+    assert "max_step" in capsys.readouterr().err

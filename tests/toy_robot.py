@@ -22,7 +22,16 @@ class Plane(Simulator):
         self.config = SimulationConfig(copies=copies, terminate=terminate)
         self.tasks = (
             TaskSpec(
-                "Plane-v1", "go home", (-1.0, -1.0), (1.0, 1.0), 3, {}, max_steps=max_steps, control_hz=20, fast=True
+                "Plane-v1",
+                "Plane-v1",
+                "go home",
+                (-1.0, -1.0),
+                (1.0, 1.0),
+                3,
+                {},
+                max_steps=max_steps,
+                control_hz=20,
+                fast=True,
             ),
         )
         self.task_index = torch.zeros(copies, dtype=torch.long)

@@ -21,7 +21,8 @@ FIRST_TRAINING_SEED = 2**20
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """`episodes` a step and process, `group` of them from the same initial state (for group-relative advantages)."""
+    """`episodes` a step and process, shared out evenly over the tasks, `group` of them from the same initial state (for
+    group-relative advantages)."""
 
     episodes: int = 40
     group: int = 1
@@ -31,6 +32,19 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.episodes is {self.episodes} and rollout.group is {self.group}: give a multiple of the group"
             )
+
+    def copies(self, tasks: int) -> int:
+        """Episodes of each task.
+
+        Raises:
+            ValueError: they cannot be shared out in whole groups.
+        """
+        if self.episodes % (self.group * tasks):
+            raise ValueError(
+                f"rollout.episodes is {self.episodes} for {tasks} tasks in groups of {self.group}: give a multiple of "
+                f"{self.group * tasks}"
+            )
+        return self.episodes // tasks
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,11 @@ class EpisodeCollector(Collector):
         groups = torch.arange(self.config.episodes // self.config.group) + self.runtime.rank * self.config.episodes
         once = success.flatten(1).any(1)
         parts = {"success": once.float(), "steps": taken.flatten(1).sum(1).float()}
+        applicable = dict.fromkeys(parts, ~broken)
+        if len(self.simulator.tasks) > 1:
+            for number, task in enumerate(self.simulator.tasks):
+                parts[f"success/{task.label}"] = once.float()
+                applicable[f"success/{task.label}"] = ~broken & (self.simulator.task_index == number)
         return Rollout(
             transitions=ChunkTransitions(
                 {name: torch.stack(found, 1) for name, found in played.inputs.items()},
@@ -119,7 +138,7 @@ class EpisodeCollector(Collector):
             last_value=torch.where((truncated & ~terminated).to(device), final, 0.0) if has_critic else None,
             chain_ends=last.expand_as(alive).flatten(1).to(device),
             reward_parts={name: part.to(device) for name, part in parts.items()},
-            applicable={name: ~broken.to(device) for name in parts},
+            applicable={name: flags.to(device) for name, flags in applicable.items()},
             decision_size=policy.decision_size,
         )  # fmt: skip
 

@@ -27,14 +27,16 @@ from vla.sim.start import start
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """`episodes` before and after a run, from the initial states of `first_seed` and on, and `between` of them in its
-    course. `rebuild` is `simulation.rebuild` for the former. 200 are the fewest for a claim: then the interval of a
-    share of 0.9 is about 8 points wide."""
+    """`episodes` of each task before and after a run, from the initial states of `first_seed` and on, and `between` of
+    them in its course. `rebuild` is `simulation.rebuild` for the former. 200 are the fewest for a claim: then the
+    interval of a share of 0.9 is about 8 points wide. `tasks` are not trained on: they are evaluated before and after
+    only, each under its name, and do not count in `success_rate`."""
 
     episodes: int = 200
     between: int = 100
     first_seed: int = 10_000
     rebuild: bool = True
+    tasks: tuple[TaskConfig, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.between <= self.episodes:
@@ -57,88 +59,110 @@ class Outcomes:
     """How n episodes went."""
 
     seeds: Sequence[int]
+    task: Tensor  # (n,) long, into the simulator's tasks
     once: Tensor  # (n,) bool: success at some step
     at_end: Tensor  # (n,) bool: success at the last step that was taken
     steps: Tensor  # (n,) up to the first success, or in all
     broken: Tensor  # (n,) bool: lost, and counted as failed
 
+    def success_rates(self, labels: Sequence[str], trained: int) -> dict[str, Estimate]:
+        """Of the first `trained` tasks together and, if there are several in all, of each under its label."""
+        rates = {"success_rate": share(self.once[self.task < trained])}
+        if len(labels) > 1:
+            rates |= {f"success_rate/{label}": share(self.once[self.task == i]) for i, label in enumerate(labels)}
+        return rates
+
+
+def share(flags: Tensor) -> Estimate:
+    """How many of flags (n,) are set."""
+    return wilson(int(flags.sum()), len(flags))
+
 
 class EpisodeEvaluator(Evaluator):
-    """`training` is the simulator that the collector uses too."""
+    """`training` is the simulator that the collector uses too; its tasks are `tasks`."""
 
     def __init__(
-        self, task: TaskConfig, simulation: SimulationConfig, config: HeldOutConfig, training: Simulator
+        self, tasks: Sequence[TaskConfig], simulation: SimulationConfig, config: HeldOutConfig, training: Simulator
     ) -> None:
-        self.task, self.simulation, self.config, self.training = task, simulation, config, training
+        self.tasks, self.simulation, self.config, self.training = tasks, simulation, config, training
 
     def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         assert isinstance(policy, RobotPolicy)
-        found = self._official(policy, self.config.seeds, generator)
+        tasks = [*self.tasks, *self.config.tasks]
+        found = self._official(policy, tasks, self.config.seeds, generator)
+        trained = found.task < len(self.tasks)
         return {
-            "success_rate": wilson(int(found.once.sum()), len(found.once)),
-            "success_at_end": wilson(int(found.at_end.sum()), len(found.at_end)),
-            "steps": mean_of(found.steps.float(), ~found.broken),
-            "broken": wilson(int(found.broken.sum()), len(found.broken)),
+            **found.success_rates([task.label for task in tasks], len(self.tasks)),
+            "success_at_end": share(found.at_end[trained]),
+            "steps": mean_of(found.steps.float(), ~found.broken & trained),
+            "broken": share(found.broken),
         }
 
     def between(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         assert isinstance(policy, RobotPolicy)
         found = outcomes(policy, self.training, self.config.seeds[: self.config.between], generator)
-        return {"success_rate": wilson(int(found.once.sum()), len(found.once))}
+        return found.success_rates([task.label for task in self.tasks], len(self.tasks))
 
-    def _official(self, policy: RobotPolicy, seeds: Sequence[int], generator: torch.Generator) -> Outcomes:
+    def _official(
+        self, policy: RobotPolicy, tasks: Sequence[TaskConfig], seeds: Sequence[int], generator: torch.Generator
+    ) -> Outcomes:
         simulation = replace(
             self.simulation, copies=min(self.simulation.copies, len(seeds)), step="official", terminate=False,
             rebuild=self.config.rebuild,
         )  # fmt: skip
-        with start([self.task], simulation) as simulator:
+        with start(tasks, simulation) as simulator:
             return outcomes(policy, simulator, seeds, generator)
 
     def samples(self, policy: Policy, generator: torch.Generator, folder: Path, count: int) -> None:
-        """The first `count` held-out episodes, by the simulator of the training."""
+        """The first `count` held-out episodes of each task, by the simulator of the training."""
         assert isinstance(policy, RobotPolicy)
         if count == 0:
             return
         found = outcomes(policy, self.training, self.config.seeds[:count], generator)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {
-                "id": f"seed {seed}", "images": [], "prompt": self.training.tasks[0].instruction,
-                "output": f"{'success' if once else 'lost' if lost else 'failure'} after {steps} steps",
+        several = len(self.training.tasks) > 1
+        rows = []
+        for row, seed in enumerate(found.seeds):
+            task, once = self.training.tasks[int(found.task[row])], bool(found.once[row])
+            ended = "success" if once else "lost" if found.broken[row] else "failure"
+            rows.append({
+                "id": f"{task.label}, seed {seed}" if several else f"seed {seed}", "images": [],
+                "prompt": task.instruction, "output": f"{ended} after {int(found.steps[row])} steps",
                 "reward": float(once), "parts": {},
-            }
-            for seed, once, lost, steps in zip(
-                found.seeds, found.once.tolist(), found.broken.tolist(), found.steps.tolist(), strict=True
-            )
-        ]  # fmt: skip
+            })  # fmt: skip
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 def outcomes(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], generator: torch.Generator) -> Outcomes:
-    """An episode from each of `seeds`. An episode's noise is its own, whatever the others do."""
-    adapter, chunks = policy.adapter, chunks_of(simulator, policy.adapter.execute)
-    noise = torch.randn(len(seeds), chunks, *adapter.chunk, generator=generator, device=generator.device)
-    parts = [
-        _wave(policy, simulator, seeds[first : first + len(simulator)], noise[first : first + len(simulator)])
-        for first in range(0, len(seeds), len(simulator))
+    """An episode of each task from each of `seeds`, in order of seed within a task. An episode's noise is its own,
+    whatever the others do."""
+    adapter, tasks = policy.adapter, len(simulator.tasks)
+    shape = (tasks, len(seeds), chunks_of(simulator, adapter.execute), *adapter.chunk)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    copies = len(simulator) // tasks
+    waves = [
+        _wave(policy, simulator, seeds[first : first + copies], noise[:, first : first + copies])
+        for first in range(0, len(seeds), copies)
     ]
-    return Outcomes(
-        seeds, *(torch.cat([vars(part)[name] for part in parts]) for name in ("once", "at_end", "steps", "broken"))
-    )
+    found = {name: torch.cat([wave[name] for wave in waves], 1).flatten() for name in waves[0]}
+    return Outcomes([*seeds] * tasks, torch.arange(tasks).repeat_interleave(len(seeds)), **found)
 
 
-def _wave(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], noise: Tensor) -> Outcomes:
-    """As many episodes as there are seeds, in the first environments."""
-    n, every = len(seeds), len(simulator)
-    seen = simulator.reset(torch.arange(n), torch.tensor(seeds))
-    running = torch.arange(every) < n
+def _wave(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], noise: Tensor) -> dict[str, Tensor]:
+    """As many episodes of each task as there are seeds, in its first environments: fields of `Outcomes`, each
+    (tasks, seeds). Noise (tasks, seeds, E, H, A)."""
+    tasks, every = noise.shape[0], len(simulator)
+    running = (torch.arange(every // tasks) < len(seeds)).repeat(tasks)
+    used = running.nonzero()[:, 0]
+    seen = simulator.reset(used, torch.tensor(seeds).repeat(tasks))
+    drawn = noise.new_zeros(every, *noise.shape[2:])
+    drawn[used.to(noise.device)] = noise.flatten(0, 1)
     once, at_end, broken = (torch.zeros(every, dtype=torch.bool) for _ in range(3))
     steps = torch.zeros(every, dtype=torch.long)
-    for number in range(noise.shape[1]):
+    for number in range(noise.shape[2]):
         if not bool(running.any()):
             break
-        drawn = noise[running[:n].to(noise.device), number]
-        actions = policy.best(seen.rows(running, policy.device), drawn)
+        actions = policy.best(seen.rows(running, policy.device), drawn[running.to(drawn.device), number])
         chunk = simulator.chunk_step(padded(actions, running, simulator))
         reached = (once[:, None] | (chunk.success.cumsum(1) > 0)) & chunk.alive
         steps += (chunk.alive & ~torch.cat([once[:, None], reached[:, :-1]], 1)).sum(1)
@@ -148,5 +172,5 @@ def _wave(policy: RobotPolicy, simulator: Simulator, seeds: Sequence[int], noise
         once, broken = once | reached.any(1), broken | chunk.broken
         running = running & ~(chunk.terminated | chunk.truncated | chunk.broken)
         seen = chunk.observations
-    kept = ~broken
-    return Outcomes(seeds, (once & kept)[:n], (at_end & kept)[:n], steps[:n], broken[:n])
+    ended = {"once": once & ~broken, "at_end": at_end & ~broken, "steps": steps, "broken": broken}
+    return {name: found[used].view(tasks, -1) for name, found in ended.items()}

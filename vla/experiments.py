@@ -40,12 +40,33 @@ before, after = make_pre_post_processors(config, "PATH")
 """
 
 
+Tasks = TaskConfig | tuple[TaskConfig, ...]
+
+
+def each(env: Tasks) -> tuple[TaskConfig, ...]:
+    """The tasks of a config's `env`, which is one or a list."""
+    return (env,) if isinstance(env, TaskConfig) else env
+
+
+def check_labels(env: Tasks, held_out: HeldOutConfig) -> None:
+    """Raises:
+    ValueError: there is no task, or two have figures of the same name.
+    """
+    labels = [task.label for task in (*each(env), *held_out.tasks)]
+    if not each(env):
+        raise ValueError("env is an empty list: give a task, or several")
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise ValueError(f"two tasks of env and held_out.tasks are called {twice[0]}: give each a `name` of its own")
+
+
 @dataclass(frozen=True)
 class Experiment(experiment.Experiment):
-    """RL of a flow-matching policy in a simulated task. `simulation.copies` is set by `rollout.episodes`."""
+    """RL of a flow-matching policy in a simulated task, or in several. `simulation.copies` is set by
+    `rollout.episodes`."""
 
     policy: PolicyConfig
-    env: TaskConfig
+    env: Tasks
     algorithm: Algorithm
     reward: RewardConfig = RewardConfig()
     simulation: SimulationConfig = SimulationConfig()
@@ -63,7 +84,9 @@ class Experiment(experiment.Experiment):
     def __post_init__(self) -> None:
         if self.evaluate.by is not None or self.evaluate.metrics:
             raise ValueError("evaluate.by and evaluate.metrics are of other experiments: remove them")
-        if (self.reward.dense or self.reward.relative) and self.env.reward == "sparse":
+        check_labels(self.env, self.held_out)
+        self.rollout.copies(len(each(self.env)))
+        if (self.reward.dense or self.reward.relative) and any(task.reward == "sparse" for task in each(self.env)):
             raise ValueError(
                 "reward.dense and reward.relative weigh the task's own reward, and env.reward is sparse: set it to "
                 "normalized_dense, or both to 0"
@@ -75,10 +98,11 @@ class Experiment(experiment.Experiment):
 
     def build(self, runtime: Runtime) -> Parts:
         policy = self.load_policy(runtime)
-        simulation = replace(self.simulation, copies=self.rollout.episodes)
-        simulator = start([self.env], simulation)
+        tasks = each(self.env)
+        simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
+        simulator = start(tasks, simulation)
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
-        evaluator = EpisodeEvaluator(self.env, simulation, self.held_out, simulator)
+        evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator)
         reference = policy.reference() if self.algorithm.needs_reference else None
         if reference is not None:
             reference.to(runtime.device)
@@ -155,7 +179,7 @@ class Warmup(experiment.Experiment):
             PolicyConfig(str(output), FlowSDE(), critic=None), runtime.fresh_generator("heads", shared=True)
         )
         with start([self.env], self.simulation) as simulator, acting(policy):
-            evaluator = EpisodeEvaluator(self.env, self.simulation, self.held_out, simulator)
+            evaluator = EpisodeEvaluator([self.env], self.simulation, self.held_out, simulator)
             found = evaluator.evaluate(policy, runtime.fresh_generator("evaluate"))
         told: dict[str, Any] = {
             "demonstrations": frames.episodes, "frames": len(frames.states), "loss": round(loss, 4),

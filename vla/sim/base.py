@@ -20,7 +20,8 @@ class SimulationError(RuntimeError):
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task, and how a robot is driven in it. `options` go to the task's own constructor (its variants)."""
+    """One task, and how a robot is driven in it. `options` go to the task's own constructor (its variants). `name` is
+    what its figures are called where there are several tasks; null: the id."""
 
     id: str
     """As registered, such as PushCube-v1: ManiSkill's, or one of your own that a module under `imports:` registers."""
@@ -33,6 +34,12 @@ class TaskConfig:
     max_steps: int | None = None
     """Environment steps of an episode; null: what the task is registered with."""
     options: dict[str, object] = field(default_factory=dict)
+    name: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What its figures are called."""
+        return self.name or self.id
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
@@ -92,6 +99,7 @@ class TaskSpec:
     """What a task turned out to be once it was built."""
 
     id: str
+    label: str
     instruction: str
     action_low: tuple[float, ...]  # A of this task
     action_high: tuple[float, ...]

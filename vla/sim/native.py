@@ -99,6 +99,7 @@ def spec_of(task: TaskConfig, env: BaseEnv, views: Observations) -> TaskSpec:
     boxes = list(_boxes(env).values())
     return TaskSpec(
         id=task.id,
+        label=task.label,
         instruction=task.sentence(),
         action_low=tuple(float(x) for box in boxes for x in box.low),
         action_high=tuple(float(x) for box in boxes for x in box.high),
