@@ -28,7 +28,7 @@ from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
 from vla.policy import PolicyConfig, RobotPolicy
 from vla.sim.base import SimulationConfig, TaskConfig
-from vla.sim.start import start
+from vla.sim.start import start as simulate
 
 USAGE = """\
 {imports}from lerobot.configs import PreTrainedConfig
@@ -96,11 +96,13 @@ class Experiment(experiment.Experiment):
     def base_policy(self) -> str:
         return self.policy.path
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         policy = self.load_policy(runtime)
+        if start is not None:
+            policy.load_weights(start)
         tasks = each(self.env)
         simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
-        simulator = start(tasks, simulation)
+        simulator = simulate(tasks, simulation)
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator)
         reference = policy.reference() if self.algorithm.needs_reference else None
@@ -162,7 +164,7 @@ class Warmup(experiment.Experiment):
     def base_policy(self) -> str:
         return self.warmup.output
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         raise ValueError("this config clones a policy: run it with `mmrl warmup`")
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
@@ -178,7 +180,7 @@ class Warmup(experiment.Experiment):
         policy = RobotPolicy.load(
             PolicyConfig(str(output), FlowSDE(), critic=None), runtime.fresh_generator("heads", shared=True)
         )
-        with start([self.env], self.simulation) as simulator, acting(policy):
+        with simulate([self.env], self.simulation) as simulator, acting(policy):
             evaluator = EpisodeEvaluator([self.env], self.simulation, self.held_out, simulator)
             found = evaluator.evaluate(policy, runtime.fresh_generator("evaluate"))
         told: dict[str, Any] = {
