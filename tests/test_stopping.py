@@ -247,3 +247,17 @@ def test_a_rule_reads_one_metric_of_those_that_share_a_name():
     assert state.stopped_by == "eval/kl is 2.5, above 2"
     alone = Watch((StopRule("kl", above=1.0),), SaveConfig())
     assert alone.look(State(step=1), {"update/kl": 1.5})
+
+
+def test_what_an_advantage_remembers_survives_a_stop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(toy_config(tmp_path, steps=6))
+    history = "{class_path: mmrl.advantages.PromptHistory, init_args: {buffer: 8, minimum: 2}}"
+    words = [f"algorithm.advantage={history}", "rollout.group=1", "rollout.prompts=6"]
+    assert main(["train", config, "--run", "whole", *words]) == 0
+    assert main(["train", config, "--run", "halved", *words, "train.steps=4"]) == 0
+    assert main(["train", "--run", "halved", "--resume", "train.steps=6"]) == 0
+    one, two = (load_file(f"{name}/checkpoints/step_000006/policy/toy.safetensors") for name in ("whole", "halved"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    state = json.loads((tmp_path / "halved" / "checkpoints" / "step_000006" / "state.json").read_text())
+    assert sum(len(rewards) for rewards in state["advantage"].values()) > 20

@@ -855,7 +855,7 @@ def test_training_learns(kind: str) -> None:
     ("change", "message"),
     [
         (lambda r: {"rewards": r.rewards[:, :2]}, r"Rollout.rewards has shape \(16, 2\), logprobs has \(16, 5\)"),
-        (lambda r: {"group_ids": r.group_ids[:3]}, "each needs one entry per trajectory"),
+        (lambda r: {"group_ids": r.group_ids[:3]}, "give one a trajectory"),
         (lambda r: {"mask": ~r.alive}, "mask is True where alive is False"),
         (lambda r: {"alive": r.alive.flip(1), "mask": r.mask & False}, "True up to the end of a trajectory"),
         (lambda r: {"values": None}, "come together"),

@@ -202,7 +202,8 @@ class ToyCollector(Collector):
         states = first[:, None].expand(-1, self.config.steps).contiguous()
         transitions = ToyTransitions(states, torch.stack(actions, 1))
         groups = places.repeat_interleave(self.config.group)
-        return self._rewarded(policy, transitions, torch.stack(logprobs, 1), torch.stack(alive, 1), groups)
+        rollout = self._rewarded(policy, transitions, torch.stack(logprobs, 1), torch.stack(alive, 1), groups)
+        return rollout.with_(prompt_ids=first)
 
     def _rewarded(
         self, policy: ToyPolicy, transitions: ToyTransitions, logprobs: Tensor, alive: Tensor, groups: Tensor
