@@ -26,6 +26,7 @@ from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
 from vla.demonstrations import DemonstrationsConfig
 from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
+from vla.mapping import Observe
 from vla.policy import PolicyConfig, RobotPolicy
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.start import start
@@ -42,11 +43,13 @@ before, after = make_pre_post_processors(config, "PATH")
 
 @dataclass(frozen=True)
 class Experiment(experiment.Experiment):
-    """RL of a flow-matching policy in a simulated task. `simulation.copies` is set by `rollout.episodes`."""
+    """RL of a flow-matching policy in a simulated task. `simulation.copies` is set by `rollout.episodes`. `observe`
+    says which of the task's cameras and numbers the policy's features are; null: where nothing is in doubt."""
 
     policy: PolicyConfig
     env: TaskConfig
     algorithm: Algorithm
+    observe: Observe | None = None
     reward: RewardConfig = RewardConfig()
     simulation: SimulationConfig = SimulationConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -77,6 +80,7 @@ class Experiment(experiment.Experiment):
         policy = self.load_policy(runtime)
         simulation = replace(self.simulation, copies=self.rollout.episodes)
         simulator = start([self.env], simulation)
+        policy.adapter.connect(simulator, self.observe)
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(self.env, simulation, self.held_out, simulator)
         reference = policy.reference() if self.algorithm.needs_reference else None
@@ -106,7 +110,7 @@ class Experiment(experiment.Experiment):
         assert isinstance(policy, RobotPolicy)
         if dtype is not None:
             raise ValueError("--dtype is of experiment vision alone: lerobot saves float32")
-        policy.adapter.save(folder)
+        policy.adapter.export(folder)
         own = type(policy.adapter.policy).__module__.startswith("vla.")
         imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
         return Exported("lerobot", USAGE.format(imports=imports))
