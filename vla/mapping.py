@@ -96,18 +96,17 @@ def wire(features: Mapping[str, PolicyFeature], told: Told, observe: Observe | N
         raise ValueError(
             f"observe names {unknown[0]!r}, and the policy reads {', '.join(wanted)}: use one of these names"
         )
-    cameras, numbers = {}, {}
     visual = [name for name, feature in wanted.items() if feature.type is FeatureType.VISUAL]
-    for name, feature in wanted.items():
-        if name in chosen and chosen[name] is None:
-            if name not in visual:
-                raise ValueError(f"observe.{name} is null: only cameras can be left out, so give numbers of the state")
-        elif name in visual:
-            cameras[name] = _camera(name, chosen.get(name), told, alone=len(visual) == 1)
-        else:
-            numbers[name] = _numbers(name, feature.shape[0], chosen.get(name), told)
+    left_out = [name for name, source in chosen.items() if source is None]
+    if not set(left_out) <= set(visual):
+        wrong = next(name for name in left_out if name not in visual)
+        raise ValueError(f"observe.{wrong} is null: only cameras can be left out, so give numbers of the state")
+    seen = [name for name in visual if name not in left_out]
+    cameras = {name: _camera(name, chosen.get(name), told, alone=len(seen) == 1) for name in seen}
     if visual and not cameras:
         raise ValueError(f"observe leaves out every camera of the policy ({', '.join(visual)}): give it one or more")
+    others = [name for name in wanted if name not in visual]
+    numbers = {name: _numbers(name, wanted[name].shape[0], chosen.get(name), told) for name in others}
     return Wiring(cameras, numbers)
 
 

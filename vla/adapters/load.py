@@ -15,6 +15,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.smolvla import SmolVLAPolicy
 from lerobot.processor import NormalizerProcessorStep, UnnormalizerProcessorStep
 from safetensors import safe_open
+from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from vla.adapters import files
@@ -110,13 +111,13 @@ def _check_statistics(path: str, config: PreTrainedConfig, processors: tuple[Any
     )
     for processor, kind, features in sides:
         steps = [step for step in processor.steps if isinstance(step, kind)]
-        known: dict[str, Any] = {} if not steps else {name: steps[0].stats[name] for name in steps[0].stats}
+        known = _shapes(steps[0].state_dict()) if steps else {}
         for name, feature in features.items():
             if _mode(config, feature) is NormalizationMode.IDENTITY or EMPTY_CAMERA in name:
                 continue
             if steps and name in steps[0].features and name in known and _fits(known[name], feature):
                 continue
-            sizes = ", ".join(f"{key} {tuple(_shape(found))}" for key, found in known.items()) or "none"
+            sizes = ", ".join(f"{key} {shape}" for key, shape in known.items()) or "none"
             raise ValueError(
                 f"policy.path {path!r}: its {name} {tuple(feature.shape)} is to be normalised, and the statistics in "
                 f"its processors are of {sizes}: save them with make_pre_post_processors(config, dataset_stats=...) "
@@ -128,12 +129,12 @@ def _mode(config: PreTrainedConfig, feature: PolicyFeature) -> NormalizationMode
     return config.normalization_mapping.get(feature.type.value, NormalizationMode.IDENTITY)
 
 
-def _shape(found: dict[str, Any]) -> torch.Size:
-    """Of the first of a feature's statistics that is no count."""
-    return torch.as_tensor(next(value for name, value in found.items() if name != "count")).shape
+def _shapes(stored: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Of each feature's statistics, which are stored by the feature's name and their own."""
+    own = {name.rsplit(".", 1)[0]: tensor for name, tensor in stored.items() if not name.endswith(".count")}
+    return {name: tuple(tensor.shape) for name, tensor in own.items()}
 
 
-def _fits(found: dict[str, Any], feature: PolicyFeature) -> bool:
-    if feature.type is FeatureType.VISUAL:  # one a channel
-        return _shape(found)[:1] == tuple(feature.shape)[:1]
-    return _shape(found) == tuple(feature.shape)
+def _fits(shape: tuple[int, ...], feature: PolicyFeature) -> bool:
+    whole = tuple(feature.shape)
+    return shape[:1] == whole[:1] if feature.type is FeatureType.VISUAL else shape == whole  # one a channel

@@ -15,7 +15,7 @@ from vla.adapters.vlm import MASK, TOKENS, Cached, VLMAdapter, images_of
 
 
 class _PaliGemmaAdapter(VLMAdapter):
-    expert: ClassVar[str] = "paligemma_with_expert.gemma_expert"
+    expert: ClassVar[str] = "paligemma_with_expert.gemma_expert.model.layers"
     steps_key: ClassVar[str] = "num_inference_steps"
     before_the_expert: ClassVar[tuple[str, ...]] = ("paligemma_with_expert.paligemma",)
 

@@ -16,7 +16,7 @@ from vla.adapters.vlm import MASK, STATE, TOKENS, Cached, VLMAdapter, images_of
 class SmolVLAAdapter(VLMAdapter):
     """The state is the last token of the prefix, so that its projection is frozen with the VLM."""
 
-    expert: ClassVar[str] = "vlm_with_expert.lm_expert"
+    expert: ClassVar[str] = "vlm_with_expert.lm_expert.layers"
     steps_key: ClassVar[str] = "num_steps"
     before_the_expert: ClassVar[tuple[str, ...]] = ("vlm_with_expert.vlm", "state_proj")
     usual_reads: ClassVar[Reads] = "vlm"

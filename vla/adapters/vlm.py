@@ -62,7 +62,7 @@ class VLMAdapter(Adapter):
     """
 
     expert: ClassVar[str]
-    """The transformer of the expert, within `policy.model`."""
+    """The layers of the expert, within `policy.model`: what a LoRA is put on."""
     before_the_expert: ClassVar[tuple[str, ...]]
     """Modules of `policy.model` that the prefix is computed with: the VLM."""
     steps_key: ClassVar[str]
