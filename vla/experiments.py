@@ -21,6 +21,7 @@ from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.types import Policy
 from vla import demonstrations
+from vla.adapters.files import beside
 from vla.cloning import CloningConfig, clone
 from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
 from vla.demonstrations import DemonstrationsConfig
@@ -80,7 +81,11 @@ class Experiment(experiment.Experiment):
         policy = self.load_policy(runtime)
         simulation = replace(self.simulation, copies=self.rollout.episodes)
         simulator = start([self.env], simulation)
-        policy.adapter.connect(simulator, self.observe)
+        try:
+            policy.adapter.connect(simulator, self.observe)
+        except ValueError:
+            simulator.close()
+            raise
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(self.env, simulation, self.held_out, simulator)
         reference = policy.reference() if self.algorithm.needs_reference else None
@@ -113,7 +118,7 @@ class Experiment(experiment.Experiment):
         policy.adapter.export(folder)
         own = type(policy.adapter.policy).__module__.startswith("vla.")
         imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
-        return Exported("lerobot", USAGE.format(imports=imports))
+        return Exported("lerobot", USAGE.format(imports=imports) + beside(folder))
 
 
 @dataclass(frozen=True)

@@ -51,3 +51,17 @@ def bring_along(config: Any, preprocessor: Any, folder: Path) -> None:
     vlm = vars(config).get("vlm_model_name")
     if vlm and Path(vlm).is_dir():
         shutil.copytree(vlm, folder / VLM, ignore=shutil.ignore_patterns(*WEIGHTS))
+
+
+def beside(folder: Path) -> str:
+    """Comments for the model card: how lerobot is told of the copies in `folder`; empty where there are none."""
+    lines = []
+    if (folder / VLM).is_dir():
+        lines += [
+            "# where the VLM's folder is not on this machine, before from_pretrained, which then takes config=config:"
+        ]
+        lines += [f'# config.vlm_model_name = "PATH/{VLM}"']
+    if (folder / TOKENIZER).is_dir():
+        lines += [f"# and the tokenizer's: make_pre_post_processors(..., preprocessor_overrides={{{STEP!r}:"]
+        lines += [f'#     {{"tokenizer_name": "PATH/{TOKENIZER}"}}}})']
+    return "".join(f"{line}\n" for line in lines)
