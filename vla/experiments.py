@@ -21,11 +21,13 @@ from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.types import Policy
 from vla import demonstrations
+from vla.adapters.files import beside
 from vla.cloning import CloningConfig, clone
 from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
 from vla.demonstrations import DemonstrationsConfig
 from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
+from vla.mapping import Observe
 from vla.policy import PolicyConfig, RobotPolicy
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.start import start as simulate
@@ -63,11 +65,13 @@ def check_labels(env: Tasks, held_out: HeldOutConfig) -> None:
 @dataclass(frozen=True)
 class Experiment(experiment.Experiment):
     """RL of a flow-matching policy in a simulated task, or in several. `simulation.copies` is set by
-    `rollout.episodes`."""
+    `rollout.episodes`. `observe` says which of the task's cameras and numbers the policy's features are; null: where
+    nothing is in doubt."""
 
     policy: PolicyConfig
     env: Tasks
     algorithm: Algorithm
+    observe: Observe | None = None
     reward: RewardConfig = RewardConfig()
     simulation: SimulationConfig = SimulationConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -103,6 +107,11 @@ class Experiment(experiment.Experiment):
         tasks = each(self.env)
         simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
         simulator = simulate(tasks, simulation)
+        try:
+            policy.adapter.connect(simulator, self.observe)
+        except ValueError:
+            simulator.close()
+            raise
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator)
         reference = policy.reference() if self.algorithm.needs_reference else None
@@ -132,10 +141,10 @@ class Experiment(experiment.Experiment):
         assert isinstance(policy, RobotPolicy)
         if dtype is not None:
             raise ValueError("--dtype is of experiment vision alone: lerobot saves float32")
-        policy.adapter.save(folder)
+        policy.adapter.export(folder)
         own = type(policy.adapter.policy).__module__.startswith("vla.")
         imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
-        return Exported("lerobot", USAGE.format(imports=imports))
+        return Exported("lerobot", USAGE.format(imports=imports) + beside(folder))
 
 
 @dataclass(frozen=True)
