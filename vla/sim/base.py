@@ -109,6 +109,8 @@ class TaskSpec:
     control_hz: int
     fast: bool
     """Whether the fast path takes its steps."""
+    controls: tuple[str, ...] = ()
+    """All controllers of its robot; none are named where there are several robots."""
 
     @property
     def action_size(self) -> int:
@@ -201,6 +203,10 @@ class Simulator(abc.ABC):
 
     def cpu_s(self) -> float:
         """CPU seconds that processes of its own have used so far."""
+        return 0.0
+
+    def memory_mb(self) -> float:
+        """Memory that processes of its own hold now."""
         return 0.0
 
     @abc.abstractmethod

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import gymnasium
 import torch
+from mani_skill.agents.base_agent import BaseAgent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.utils import assets, common, download_asset
 from mani_skill.utils.registration import REGISTERED_ENVS
@@ -108,7 +109,13 @@ def spec_of(task: TaskConfig, env: BaseEnv, views: Observations) -> TaskSpec:
         max_steps=steps_of(task),
         control_hz=env.control_freq,
         fast=False,
+        controls=_controls(env),
     )
+
+
+def _controls(env: BaseEnv) -> tuple[str, ...]:
+    """Of the robot, if there is one."""
+    return tuple(env.agent.supported_control_modes) if isinstance(env.agent, BaseAgent) else ()
 
 
 def _boxes(env: BaseEnv) -> dict[str, gymnasium.spaces.Box]:
