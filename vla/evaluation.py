@@ -165,9 +165,10 @@ class EpisodeEvaluator(Evaluator):
         filmed, again = list[int](), filmed_at_first(folder)
         if self.videos is not None and official:
             for rows in each:
-                failed = [row for row in rows[self.videos.episodes :] if not bool(found.once[row])]
                 before = [row for row in rows if (self.tasks[int(found.task[row])].label, found.seeds[row]) in again]
-                filmed += {*rows[: self.videos.episodes], *failed[: self.videos.failures], *before}
+                failed = [row for row in (*before, *rows) if not bool(found.once[row])]
+                picked = [row for row in dict.fromkeys(failed) if row not in rows[: self.videos.episodes]]
+                filmed += {*rows[: self.videos.episodes], *picked[: self.videos.failures], *before}
         folder.mkdir(parents=True, exist_ok=True)
         videos, found = self._film(policy, found, sorted(filmed), folder)
         rows = [self._row(found, row, row in shown, videos.get(row)) for row in sorted({*shown, *filmed})]

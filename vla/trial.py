@@ -96,7 +96,7 @@ def advice(ode: Estimate, noise: Estimate, dense: bool) -> str:
             "DO NOT START: the policy never succeeds, so sparse reward teaches nothing: more demonstrations, easier "
             "starts, or reward.relative with env.reward normalized_dense"
         )
-    if noise.high < ode.low / 2:
+    if noise.high < ode.low and noise.value < ode.value / 2:
         return "CAREFUL: exploring costs most of the successes (see below): less noise under policy.exploration"
     if noise.value < TOO_HARD and not dense:
         return f"CAREFUL: success below {TOO_HARD:.0%} learns slowly: more demonstrations, easier starts, more episodes"
