@@ -14,7 +14,7 @@ from rich.console import Console
 from mmrl import checkpoint
 from mmrl.config import load
 from mmrl.experiment import Experiment, Trial
-from mmrl.masked import group_std, group_varies
+from mmrl.masked import group_std, group_varies, grouped
 from mmrl.runtime import Runtime
 from mmrl.trainer import Trainer
 from mmrl.types import Rollout
@@ -60,9 +60,10 @@ def check(config: str, overrides: Sequence[str]) -> None:
     )
     trial = experiment.try_out(runtime, parts)
     console.print(f"data      {trial.data}")
-    shares = "".join(f"{name} {share:.2f} · " for name, share in trial.figures.items())
     groups = zero_spread(trial)
-    console.print(f"sampled   {shares}{groups}   {verdict(trial, groups)}")
+    shares = [f"{name} {share:.2f}" for name, share in trial.figures.items()]
+    told = " · ".join([*shares, *([str(groups)] if grouped(trial.rollout.group_ids) else [])])
+    console.print(f"sampled   {told}   {verdict(trial, groups)}")
     console.print(f"reward    {rewards(trial)}")
     seconds = _timed_step(trainer)
     _timed_step(Trainer(replace(parts, collector=trial.largest), experiment.train, runtime))
@@ -99,6 +100,8 @@ def verdict(trial: Trial, groups: Groups) -> str:
     """Whether to start: reinforcement learns from what the policy sometimes does right, or at least better."""
     if not bool(trial.rollout.alive.any()):
         return "DO NOT START: no reward applies to any of these outputs, so there is nothing to learn from"
+    if trial.advice is not None:
+        return trial.advice
     for name, share in trial.figures.items():
         return verdict_on_share(name, share)
     return _verdict_on_spread(trial.rollout, groups)
@@ -153,7 +156,8 @@ def rewards(trial: Trial) -> str:
         return f"none of the rewards ({names}) applies to any of {len(valid)} outputs: a step on them teaches nothing"
     total, (within, _) = rollout.returns()[valid], spread(rollout)
     low, high = float(total.min()), float(total.max())
-    said = [f"mean {float(total.mean()):.3f} from {low:.3g} to {high:.3g}, spread {within:.3g} within a prompt"]
+    beside = f", spread {within:.3g} within a prompt" if grouped(rollout.group_ids) else ""
+    said = [f"mean {float(total.mean()):.3f} from {low:.3g} to {high:.3g}{beside}"]
     for name, values in rollout.reward_parts.items():
         kept = values[rollout.applicable[name]]
         if not len(kept):

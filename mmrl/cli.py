@@ -80,8 +80,8 @@ Commands = Any  # argparse has no public name for what add_subparsers gives
 
 def _add_before(commands: Commands) -> None:
     """What comes before training."""
-    init = commands.add_parser("init", help="a folder of one's own: config.yaml, reward.py, example data")
-    init.add_argument("domain", help="vision or diffusion")
+    init = commands.add_parser("init", help="a folder of one's own that runs as it is: config.yaml, code, data")
+    init.add_argument("domain", help="vision, diffusion or vla")
     init.add_argument("folder", type=Path, metavar="DIR")
     init.set_defaults(run=_init)
 

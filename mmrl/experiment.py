@@ -50,6 +50,8 @@ class Trial:
     """Writes the outputs of these rows, in this order, as one picture."""
     lines: Callable[[], Mapping[str, str]] = dict
     """What else the domain has to say once all was tried: a word and a sentence."""
+    advice: str | None = None
+    """Whether to start, where the domain knows better than the core's own verdict."""
 
 
 @dataclass(frozen=True)

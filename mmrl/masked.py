@@ -41,6 +41,11 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     return torch.where(mask & ~still, (exact - mean) * torch.rsqrt(var + eps), 0.0).to(x.dtype)
 
 
+def grouped(group_ids: Tensor) -> bool:
+    """Whether a row has others of its group beside it; where there is a critic rows may be alone. group_ids (B,)."""
+    return len(torch.unique(group_ids)) < len(group_ids)
+
+
 def group_sizes(valid: Tensor, group_ids: Tensor) -> Tensor:
     """Number of valid members of each row's group. valid (B,) bool, group_ids (B,) -> (B,)."""
     _, index = torch.unique(group_ids, return_inverse=True)

@@ -10,7 +10,9 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from mmrl.metrics import PARITY_LIMIT
 from mmrl.run import find_run
 from mmrl.run_files import Run, mapping, read_run
 from mmrl.types import Estimate
+
+EMBEDDED = 2**20
+"""Bytes up to which a video is part of the page."""
 
 
 def estimates(found: object) -> dict[str, Estimate]:
@@ -133,14 +138,26 @@ def picture(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def samples(run: Run) -> list[dict[str, Any]]:
-    """The samples of the newest step (`now`), each with the same one at the first step (`start`)."""
+def video(path: Path, page: Path) -> dict[str, str]:
+    """A video inside the `page`, or a link to it where it is too large for that."""
+    if path.stat().st_size > EMBEDDED:
+        return {"link": os.path.relpath(path, page.parent)}
+    return {"uri": f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"}
+
+
+def samples(run: Run, page: Path | None = None) -> list[dict[str, Any]]:
+    """The samples of the newest step (`now`), each with the same one at the first step (`start`). `page` is the file
+    that they will stand in, by default the run's own report."""
+    page = page or run.path / "report.html"
     files, pairs = sorted(run.path.glob("samples/step_*/samples.json")), dict[str, dict[str, Any]]()
     for when, file in zip(("now", "start"), files[-1:] + files[:1], strict=False):
         for row in json.loads(file.read_text(errors="replace")):
             found = [file.parent / Path(name).name for name in row.get("images", ())]  # never out of the folder
             shots = [picture(path) for path in found if path.is_file()]
-            pairs.setdefault(row["id"], {})[when] = {**row, "pictures": shots, "step": int(file.parent.name[5:])}
+            films = [file.parent / Path(name).name for name in row.get("videos", ())]
+            clips = [video(path, page) for path in films if path.is_file()]
+            seen = {"pictures": shots, "clips": clips, "step": int(file.parent.name[5:])}
+            pairs.setdefault(row["id"], {})[when] = {**row, **seen}
     return [{"start": None, **pair} for pair in pairs.values() if "now" in pair]
 
 
@@ -161,7 +178,8 @@ def write_report(
     ]
     target = output or found[0].path / "report.html"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    tools = {tool.__name__: tool for tool in (chart, samples, estimates, arms, findings, shown)}
+    tools: dict[str, object] = {tool.__name__: tool for tool in (chart, estimates, arms, findings, shown)}
+    tools["samples"] = partial(samples, page=target)
     template = page.get_template("report.html.j2")
     text = template.render(runs=found, limit=PARITY_LIMIT, comparison=comparison, **tools)
     target.parent.mkdir(parents=True, exist_ok=True)

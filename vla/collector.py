@@ -11,7 +11,7 @@ from torch import Tensor
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, Rollout
 from vla.policy import RobotPolicy
-from vla.rollouts import Played, chunks_of, play
+from vla.rollouts import Begun, Played, chunks_of, play
 from vla.sim.base import Simulator
 from vla.transitions import ChunkTransitions
 
@@ -83,6 +83,11 @@ class EpisodeCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, RobotPolicy)
+        begun = self.begin(policy, generator)
+        return self.decisions(policy, play(policy, self.simulator, begun), begun.stochastic)
+
+    def begin(self, policy: RobotPolicy, generator: torch.Generator) -> Begun:
+        """Initial states and noise of the next episodes."""
         adapter, groups = policy.adapter, self.config.episodes // self.config.group
         seeds = torch.randint(FIRST_TRAINING_SEED, 2**31, (groups,), generator=generator, device=generator.device)
         shape = (self.config.episodes, chunks_of(self.simulator, adapter.execute))
@@ -90,10 +95,9 @@ class EpisodeCollector(Collector):
             *shape, adapter.denoise_steps + 1, *adapter.chunk, generator=generator, device=generator.device
         )
         stochastic = policy.config.exploration.stochastic(shape, adapter.denoise_steps, generator)
-        played = play(policy, self.simulator, seeds.repeat_interleave(self.config.group).tolist(), noise, stochastic)
-        return self._rollout(policy, played, stochastic)
+        return Begun(seeds.repeat_interleave(self.config.group).tolist(), noise, stochastic)
 
-    def _rollout(self, policy: RobotPolicy, played: Played, stochastic: Tensor) -> Rollout:
+    def decisions(self, policy: RobotPolicy, played: Played, stochastic: Tensor) -> Rollout:
         """Decisions in order of chunk, denoise step, action and number; a chunk's reward is at its last one."""
         size, device = policy.decisions_per_chunk, policy.device
         broken, chunks = played.of("broken").any(1), len(played.chunks)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.utils.constants import ACTION, OBS_STATE
@@ -16,6 +18,9 @@ from vla.experts import Expert
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.start import start
 
+SEED = "seed"
+SEED_FEATURE: dict[str, dict[str, Any]] = {SEED: {"dtype": "int64", "shape": (1,), "names": None}}
+"""Of an episode's initial state, in each of its frames: with it `mmrl check` can play the episode again."""
 AT_ONCE = 16
 """Environments that demonstrate together."""
 
@@ -50,6 +55,8 @@ class Episode:
 
     states: Tensor  # (E, S)
     actions: Tensor  # (E, A)
+    seed: int
+    """Of its initial state."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,8 @@ def demonstrate(
             lived = torch.stack(alive, 1)
             for row in success.nonzero()[:, 0].tolist():
                 kept = lived[row]
-                found.append(Episode(torch.stack(states, 1)[row, kept], torch.stack(actions, 1)[row, kept]))
+                shown = torch.stack(states, 1)[row, kept], torch.stack(actions, 1)[row, kept]
+                found.append(Episode(*shown, int(seeds[row])))
     return found[:count], rate
 
 
@@ -120,10 +128,12 @@ def write(folder: Path, task: TaskConfig, episodes: Sequence[Episode], rate: int
         name: {"dtype": "float32", "shape": (size,), "names": [f"{name.split('.')[-1]}_{i}" for i in range(size)]}
         for name, size in shapes.items()
     }
+    features |= SEED_FEATURE
     dataset = LeRobotDataset.create(folder.name, rate, features, root=folder, robot_type="panda", use_videos=False)
     for episode in episodes:
         for state, action in zip(episode.states, episode.actions, strict=True):
-            dataset.add_frame({OBS_STATE: state.numpy(), ACTION: action.numpy(), "task": task.sentence()})
+            seed = {SEED: np.array([episode.seed])}
+            dataset.add_frame({OBS_STATE: state.numpy(), ACTION: action.numpy(), "task": task.sentence(), **seed})
         dataset.save_episode()
     dataset.finalize()
 

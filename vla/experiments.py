@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
-from mmrl.experiment import Exported
-from mmrl.metrics import rollout_metrics
+from mmrl.experiment import Exported, Trial
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.types import Policy
-from vla import demonstrations
+from vla import demonstrations, example, launch, trial
 from vla.adapters.files import beside
 from vla.cloning import CloningConfig, clone
 from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
@@ -29,8 +27,10 @@ from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
 from vla.mapping import Observe
 from vla.policy import PolicyConfig, RobotPolicy
+from vla.recording import RecordConfig
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.start import start as simulate
+from vla.videos import VideosConfig
 
 USAGE = """\
 {imports}from lerobot.configs import PreTrainedConfig
@@ -66,7 +66,8 @@ def check_labels(env: Tasks, held_out: HeldOutConfig) -> None:
 class Experiment(experiment.Experiment):
     """RL of a flow-matching policy in a simulated task, or in several. `simulation.copies` is set by
     `rollout.episodes`. `observe` says which of the task's cameras and numbers the policy's features are; null: where
-    nothing is in doubt."""
+    nothing is in doubt. `videos` are of held-out episodes before and after, null: none; `record` is of `mmrl rollout`;
+    `demonstrations` are what the policy was cloned from, which `mmrl check` plays again."""
 
     policy: PolicyConfig
     env: Tasks
@@ -78,6 +79,9 @@ class Experiment(experiment.Experiment):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     held_out: HeldOutConfig = HeldOutConfig()
+    videos: VideosConfig | None = None
+    record: RecordConfig = RecordConfig()
+    demonstrations: DemonstrationsConfig | None = None
     save: SaveConfig = SaveConfig()
     stop: tuple[StopRule, ...] = ()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -100,11 +104,16 @@ class Experiment(experiment.Experiment):
     def base_policy(self) -> str:
         return self.policy.path
 
+    @property
+    def tasks(self) -> tuple[TaskConfig, ...]:
+        """Those that are trained."""
+        return each(self.env)
+
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         policy = self.load_policy(runtime)
         if start is not None:
             policy.load_weights(start)
-        tasks = each(self.env)
+        tasks = self.tasks
         simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
         simulator = simulate(tasks, simulation)
         try:
@@ -113,7 +122,7 @@ class Experiment(experiment.Experiment):
             simulator.close()
             raise
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
-        evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator)
+        evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator, self.videos)
         reference = policy.reference() if self.algorithm.needs_reference else None
         if reference is not None:
             reference.to(runtime.device)
@@ -127,15 +136,14 @@ class Experiment(experiment.Experiment):
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         parts = self.build(runtime)
         parts.policy.to(runtime.device)
-        began = time.perf_counter()
-        with acting(parts.policy):
-            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
-            seconds = time.perf_counter() - began
-            parts.evaluator.samples(parts.policy, runtime.fresh_generator("samples"), output, self.evaluate.samples)
-        taken = float(rollout.reward_parts["steps"].sum())
-        figures = {**rollout_metrics(rollout), "seconds": seconds, "env_steps_per_s": taken / seconds}
-        (output / "rollout.json").write_text(json.dumps(figures, indent=1))
-        return dict(figures)
+        return launch.launch(self, runtime, parts, output)
+
+    def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
+        return trial.try_out(self, runtime, parts)
+
+    @staticmethod
+    def write_example(folder: Path) -> None:
+        example.write(folder)
 
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         assert isinstance(policy, RobotPolicy)

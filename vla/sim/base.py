@@ -111,6 +111,8 @@ class TaskSpec:
     """Whether the fast path takes its steps."""
     parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Of the state, by the names that the task gives them: the first number, and the one after the last."""
+    controls: tuple[str, ...] = ()
+    """All controllers of its robot; none are named where there are several robots."""
 
     @property
     def action_size(self) -> int:
@@ -203,6 +205,10 @@ class Simulator(abc.ABC):
 
     def cpu_s(self) -> float:
         """CPU seconds that processes of its own have used so far."""
+        return 0.0
+
+    def memory_mb(self) -> float:
+        """Memory that processes of its own hold now."""
         return 0.0
 
     @abc.abstractmethod

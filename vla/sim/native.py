@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import gymnasium
 import torch
+from mani_skill.agents.base_agent import BaseAgent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.utils import assets, common, download_asset
 from mani_skill.utils.registration import REGISTERED_ENVS
@@ -109,6 +110,7 @@ def spec_of(task: TaskConfig, env: BaseEnv, views: Observations) -> TaskSpec:
         control_hz=env.control_freq,
         fast=False,
         parts=_parts(env, views.state.shape[1]),
+        controls=_controls(env),
     )
 
 
@@ -131,6 +133,11 @@ def _sizes(told: Mapping[str, object], above: str = "") -> Iterator[tuple[str, i
             yield from _sizes(value, f"{above}{name}/")
         else:
             yield f"{above}{name}", common.flatten_state_dict({name: value}, use_torch=True).shape[-1]
+
+
+def _controls(env: BaseEnv) -> tuple[str, ...]:
+    """Of the robot, if there is one."""
+    return tuple(env.agent.supported_control_modes) if isinstance(env.agent, BaseAgent) else ()
 
 
 def _boxes(env: BaseEnv) -> dict[str, gymnasium.spaces.Box]:

@@ -106,6 +106,14 @@ class Workers(Simulator):
                 found += spent.user + spent.system
         return found
 
+    def memory_mb(self) -> float:
+        """Of the workers that are alive; libraries that they share are counted in each."""
+        found = 0.0
+        for worker in self._workers:
+            with suppress(psutil.Error):
+                found += psutil.Process(worker.process.pid).memory_info().rss / 2**20
+        return found
+
     def close(self) -> None:
         """It also happens when the simulator is collected, and when the interpreter ends."""
         self._stop()
