@@ -1,7 +1,7 @@
 """pi_RL on PushCube from 64x64 pictures and a sentence: one run, its curve as it is.
 
-Beside it, from the same demonstrations, cloning that goes on for longer. Before and after: 100 held-out episodes on
-ManiSkill's own step, the flow's ODE, from seeds that no setting of the recipe was looked at with. Run folders are under
+Beside it, from the same demonstrations, cloning that goes on for longer. Before and after: 40 held-out episodes by
+the fast path, the flow's ODE, from seeds that no setting of the recipe was looked at with. Run folders are under
 runs/benchmark_vla_pictures; finished ones are not run again, and a run that was stopped goes on. Needs `make vulkan`.
 
     python -m benchmarks.vla_pictures

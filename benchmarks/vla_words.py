@@ -1,8 +1,8 @@
 """pi_RL on four tasks told by words: one policy, success of each task and of variants that are not trained.
 
-Beside it, from the same demonstrations, cloning that goes on for as many CPU seconds more. Before and after: 50
-held-out episodes of each task and variant on ManiSkill's own step, the flow's ODE, from seeds that no setting of the
-recipes was looked at with. Every run is a folder under runs/benchmark_vla_words; finished ones are not run again, and a
+Beside it, from the same demonstrations, cloning that goes on for as many CPU seconds more. Before and after: 40
+held-out episodes of each task and variant by the fast path, the flow's ODE, from seeds that no setting of the recipes
+was looked at with. Every run is a folder under runs/benchmark_vla_words; finished ones are not run again, and a
 run that was stopped goes on.
 
     python -m benchmarks.vla_words [SEED ...]
@@ -18,7 +18,8 @@ from benchmarks.common import spread, write
 from mmrl.cli import main as mmrl
 
 ROOT = Path("runs/benchmark_vla_words")
-UNSEEN = ["held_out.first_seed=20000", "logging.progress=false"]
+UNSEEN = ["held_out.first_seed=20000", "held_out.step=auto", "held_out.rebuild=false", "logging.progress=false"]
+SHORT = ["held_out.episodes=40", "held_out.between=40", "simulation.workers=1"]
 CLONING_STEPS = 40_000
 """Of the control: as many CPU seconds of cloning as the runs take."""
 
@@ -27,7 +28,7 @@ def trained(folder: Path, recipe: str, words: list[str]) -> dict:
     """The summary of one run, trained now if it is not there."""
     if not (folder / "summary.json").exists():
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
-        if status := mmrl(["train", recipe, *UNSEEN, *words, "--run", str(folder), *resume]):
+        if status := mmrl(["train", recipe, *UNSEEN, *SHORT, *words, "--run", str(folder), *resume]):
             raise SystemExit(status)
     provenance = json.loads((folder / "provenance.json").read_text())
     return {**json.loads((folder / "summary.json").read_text()), "commit": provenance["commit"]}
@@ -35,7 +36,7 @@ def trained(folder: Path, recipe: str, words: list[str]) -> dict:
 
 def cloned(folder: Path, recipe: str, words: list[str]) -> dict:
     """What one warm-up found, run now if it is not there."""
-    words = [*UNSEEN, *words, "--output", str(folder)]
+    words = [*UNSEEN, *SHORT, *words, "--output", str(folder)]
     if not (folder / "warmup.json").exists() and (status := mmrl(["warmup", recipe, *words])):
         raise SystemExit(status)
     found: dict = json.loads((folder / "warmup.json").read_text())

@@ -178,7 +178,8 @@ class Warmup(experiment.Experiment):
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         config, generator = self.warmup, runtime.generator("warmup")
-        folder = demonstrations.ensure(config.demonstrations, self.env, generator, self.simulation)
+        drawn = runtime.generator("demonstrations")  # so that the weights are the same where they are there already
+        folder = demonstrations.ensure(config.demonstrations, self.env, drawn, self.simulation)
         frames = demonstrations.read(folder, config.demonstrations.episodes, config.cloning.horizon)
         began = time.process_time()
         loss = clone(frames, config.cloning, generator, output, self.logging.progress)
