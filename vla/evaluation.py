@@ -31,8 +31,8 @@ class HeldOutConfig:
     """`episodes` of each task before and after a run, from the initial states of `first_seed` and on, and `between` of
     them in its course. `rebuild` is `simulation.rebuild` for the former. 200 are the fewest for a claim: then the
     interval of a share of 0.9 is about 8 points wide. `tasks` are not trained on: they are evaluated before and after
-    only, each under its name, and do not count in `success_rate`. `step: auto` takes the fast path before and after too,
-    where there is one: ten times as many episodes in the same time."""
+    only, each under its name, and do not count in `success_rate`. With `step: auto` they take the fast path too, where
+    there is one: ten times as many episodes in the same time."""
 
     episodes: int = 200
     between: int = 100
