@@ -40,20 +40,24 @@ bench: setup
 	$(BIN)/python -m benchmarks.diffusion_vs_trl --shape wide
 
 # Makes the shipped weights again: half an hour of CPU.
-assets: setup
+assets: setup vulkan
 	$(BIN)/mmrl warmup vision/warmup_digits
 	$(BIN)/mmrl warmup diffusion/warmup_clip_a
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet
 	$(BIN)/mmrl warmup diffusion/warmup_flow
 	$(BIN)/mmrl warmup vla/warmup_pushcube
+	$(BIN)/mmrl warmup vla/warmup_words
+	$(BIN)/mmrl warmup vla/warmup_pictures
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
-results: setup
+results: setup vulkan
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.vla
+	$(BIN)/python -m benchmarks.vla_words
+	$(BIN)/python -m benchmarks.vla_pictures
 	$(BIN)/python -m benchmarks.readme
 
 clean:

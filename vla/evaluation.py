@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,12 +32,14 @@ class HeldOutConfig:
     """`episodes` of each task before and after a run, from the initial states of `first_seed` and on, and `between` of
     them in its course. `rebuild` is `simulation.rebuild` for the former. 200 are the fewest for a claim: then the
     interval of a share of 0.9 is about 8 points wide. `tasks` are not trained on: they are evaluated before and after
-    only, each under its name, and do not count in `success_rate`."""
+    only, each under its name, and do not count in `success_rate`. With `step: auto` they take the fast path too, where
+    there is one: ten times as many episodes in the same time."""
 
     episodes: int = 200
     between: int = 100
     first_seed: int = 10_000
     rebuild: bool = True
+    step: Literal["auto", "official"] = "official"
     tasks: tuple[TaskConfig, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,7 +150,7 @@ class EpisodeEvaluator(Evaluator):
     def simulator(self, tasks: Sequence[TaskConfig], episodes: int) -> Simulator:
         """A new one for so many episodes of each task, to the last step of each, by the tasks' own step."""
         simulation = replace(
-            self.simulation, copies=min(self.simulation.copies, episodes), step="official", terminate=False,
+            self.simulation, copies=min(self.simulation.copies, episodes), step=self.config.step, terminate=False,
             rebuild=self.config.rebuild,
         )  # fmt: skip
         return start(tasks, simulation)

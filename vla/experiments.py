@@ -166,16 +166,24 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class Warmup(experiment.Experiment):
-    """Makes a small policy of assets/ from demonstrations, and evaluates it on the task's own step."""
+    """Makes a small policy of assets/ from demonstrations, and evaluates it on the task's own step. Of several tasks it
+    makes one policy; what `simulation` observes is what it reads."""
 
     warmup: WarmupConfig
-    env: TaskConfig
+    env: Tasks
     simulation: SimulationConfig = SimulationConfig(copies=40)
     held_out: HeldOutConfig = HeldOutConfig()
     runtime: RuntimeConfig = RuntimeConfig(device="cpu")
     logging: LoggingConfig = LoggingConfig()
     seed: int = 0
     domain = "vla"
+
+    def __post_init__(self) -> None:
+        check_labels(self.env, self.held_out)
+        if len(each(self.env)) > 1 and not self.warmup.cloning.language:
+            raise ValueError(
+                "env is several tasks: set warmup.cloning.language to true, or the policy cannot tell them"
+            )
 
     @property
     def base_policy(self) -> str:
@@ -189,7 +197,8 @@ class Warmup(experiment.Experiment):
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         config, generator = self.warmup, runtime.generator("warmup")
-        folder = demonstrations.ensure(config.demonstrations, self.env, generator)
+        drawn = runtime.generator("demonstrations")  # so that the weights are the same where they are there already
+        folder = demonstrations.ensure(config.demonstrations, self.env, drawn, self.simulation)
         frames = demonstrations.read(folder, config.demonstrations.episodes, config.cloning.horizon)
         began = time.process_time()
         loss = clone(frames, config.cloning, generator, output, self.logging.progress)
@@ -197,8 +206,8 @@ class Warmup(experiment.Experiment):
         policy = RobotPolicy.load(
             PolicyConfig(str(output), FlowSDE(), critic=None), runtime.fresh_generator("heads", shared=True)
         )
-        with simulate([self.env], self.simulation) as simulator, acting(policy):
-            evaluator = EpisodeEvaluator([self.env], self.simulation, self.held_out, simulator)
+        with simulate(each(self.env), self.simulation) as simulator, acting(policy):
+            evaluator = EpisodeEvaluator(each(self.env), self.simulation, self.held_out, simulator)
             found = evaluator.evaluate(policy, runtime.fresh_generator("evaluate"))
         told: dict[str, Any] = {
             "demonstrations": frames.episodes, "frames": len(frames.states), "loss": round(loss, 4),

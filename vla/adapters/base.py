@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +13,7 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_model
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from vla.adapters.lora import LoRA
 from vla.mapping import Observe, Told, Wiring, check_actions, wire
@@ -74,12 +76,19 @@ class Adapter(nn.Module, abc.ABC):
         Raises:
             ValueError: something does not fit; both sides are named.
         """
-        self.wiring = wire(self.policy.config.input_features, Told.of(simulator), observe)
+        told = Told.of(simulator)
+        told = replace(told, state_size=self.widened(told.state_size))
+        self.wiring = wire(self.policy.config.input_features, told, observe)
         check_actions(self.action_size, simulator)
+
+    def widened(self, size: int) -> int:
+        """Numbers of a state of `size` once it is filled up with zeros, where the policy wants that."""
+        return size
 
     def read(self, seen: Observations) -> dict[str, Any]:
         """What the preprocessor takes of n observations."""
-        wiring = self.wiring
+        wiring, size = self.wiring, self.widened(seen.state.shape[1])
+        seen = replace(seen, state=pad(seen.state, (0, size - seen.state.shape[1])))
         if wiring is None:
             told = Told("the task", tuple(seen.images), seen.state.shape[1], {})
             wiring = wire(self.policy.config.input_features, told, None)

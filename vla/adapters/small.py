@@ -1,11 +1,12 @@
-"""The small policy over states (`vla.embedded`)."""
+"""The small policy (`vla.embedded`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, Self
 
-from lerobot.utils.constants import OBS_STATE
+import torch
+from lerobot.utils.constants import OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor
 
 from vla.adapters.base import Adapter, Inputs, Prefix
@@ -14,17 +15,17 @@ from vla.sim.base import Observations
 
 
 @dataclass(frozen=True)
-class StatePrefix(Prefix):
-    """The normalised state itself."""
+class EncodedPrefix(Prefix):
+    """The state, the sentence and the pictures as numbers."""
 
-    state: Tensor  # (n, S)
+    numbers: Tensor  # (n, prefix_size)
 
     def rows(self, index: Tensor) -> Self:
-        return type(self)(self.state[index])
+        return type(self)(self.numbers[index])
 
 
 class SmallAdapter(Adapter):
-    """One hidden vector a chunk; the critic reads the normalised state."""
+    """One hidden vector a chunk; the critic reads the prefix."""
 
     def __init__(
         self, policy: SmallFlowPolicy, processors: tuple[Any, Any], denoise_steps: int | None, execute: int | None
@@ -40,23 +41,39 @@ class SmallAdapter(Adapter):
         self.denoise_steps = denoise_steps or config.num_inference_steps
         config.n_action_steps, config.num_inference_steps = self.execute, self.denoise_steps  # for what is exported
         self.hidden_size, self.noise_outputs = config.width, self.chunk[0] * self.chunk[1]
-        self.feature_size = config.robot_state_feature.shape[0]
+        self.feature_size, self.state_size = self.model.prefix_size, config.robot_state_feature.shape[0]
 
     def inputs(self, observations: Observations) -> Inputs:
-        state = self.processors[0](self.read(observations))[OBS_STATE]
-        return {OBS_STATE: state.to(observations.state.device)}
+        found = self.processors[0](self.read(observations))
+        told = [OBS_LANGUAGE_TOKENS] if self.model.sentence is not None else []
+        device = observations.state.device
+        return {name: found[name].to(device) for name in (OBS_STATE, *self.model.cameras, *told)}
 
-    def prefix(self, inputs: Inputs) -> StatePrefix:
-        return StatePrefix(inputs[OBS_STATE])
+    def widened(self, size: int) -> int:
+        """A policy that is told what to do knows several tasks, and fills up shorter states with zeros."""
+        return size if self.model.sentence is None else max(size, self.state_size)
+
+    def read(self, seen: Observations) -> dict[str, Any]:
+        batch = super().read(seen)
+        for name, feature in self.policy.config.image_features.items():
+            if batch[name].shape[1:] != torch.Size(feature.shape):
+                raise ValueError(
+                    f"the policy reads a picture {name} of shape {tuple(feature.shape)} and it is "
+                    f"{tuple(batch[name].shape[1:])}: set simulation.image_size to {feature.shape[1]}"
+                )
+        return batch
+
+    def prefix(self, inputs: Inputs) -> EncodedPrefix:
+        return EncodedPrefix(self.model.encode(inputs))
 
     def velocity(self, prefix: Prefix, x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        assert isinstance(prefix, StatePrefix)
-        found: tuple[Tensor, Tensor] = self.model(prefix.state, x_t, time)
+        assert isinstance(prefix, EncodedPrefix)
+        found: tuple[Tensor, Tensor] = self.model(prefix.numbers, x_t, time)
         return found
 
     def features(self, inputs: Inputs, prefix: Prefix) -> Tensor:
-        limit = self.policy.config.state_limit
-        return inputs[OBS_STATE].clamp(-limit, limit)
+        assert isinstance(prefix, EncodedPrefix)
+        return prefix.numbers.detach()
 
     def actions(self, chunk: Tensor) -> Tensor:
         found: Tensor = self.processors[1](chunk[:, : self.execute])

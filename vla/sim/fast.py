@@ -14,6 +14,8 @@ import numpy as np
 from mani_skill.agents.robots import Panda
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.tabletop.pick_cube import PickCubeEnv
+from mani_skill.envs.tasks.tabletop.place_sphere import PlaceSphereEnv
+from mani_skill.envs.tasks.tabletop.pull_cube import PullCubeEnv
 from mani_skill.envs.tasks.tabletop.push_cube import PushCubeEnv
 from mani_skill.utils.structs import Actor
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from sapien.physx import PhysxContact
 
 from vla.sim.base import SimulationConfig, TaskConfig
 from vla.sim.controllers import CannotSpeedUp, Drives
-from vla.sim.single import Environment, Official, Seen, Step
+from vla.sim.single import Environment, Official, Pictures, Seen, Step
 
 Array = NDArray[np.float32]
 Judged = tuple[Array, float, bool]
@@ -30,7 +32,8 @@ Judged = tuple[Array, float, bool]
 
 
 class Fast:
-    """One environment of a task that is written down here, its state observed.
+    """One environment of a task that is written down here. Where pictures are observed, the state ends before what the
+    robot does not feel of itself, as the task's own does.
 
     Raises:
         CannotSpeedUp: another task, robot or controller.
@@ -57,14 +60,22 @@ class Fast:
         self._env.reset(seed=seed, options=self._official.options)
         if self._official.options:
             self._bind()
-        return Seen(self._judge(begins=True)[0])
+        return Seen(self._judge(begins=True)[0][: self.spec.state_size], self.look())
 
     def step(self, action: Array) -> Step:
         self._drives(action, self._robot.qpos)
         for _ in range(self._steps):
             self._physics.step()
         state, reward, success = self._judge()
-        return Step(Seen(state), float(success) if self._scale is None else reward * self._scale, success, False)
+        return Step(
+            Seen(state[: self.spec.state_size]),
+            float(success) if self._scale is None else reward * self._scale,
+            success,
+            False,
+        )
+
+    def look(self) -> Pictures:
+        return self._official.look()
 
     def render(self) -> NDArray[np.uint8]:
         return self._official.render()
@@ -94,6 +105,24 @@ class PushCube:
             placed = 1 - tanh(5 * to_goal)
             reward += placed + placed * (1 - tanh(5 * abs(z - self.half)))
         return state, reward, False
+
+
+class PullCube(PushCube):
+    """`PullCube-v1`. State: as `PushCube-v1`."""
+
+    highest = 3.0
+
+    def __call__(self, begins: bool = False) -> Judged:
+        tool, cube, goal = self.tool.entity_pose, self.cube.pose, self.goal.pose.p
+        at, place = tool.p, cube.p
+        state = np.concatenate([self.robot.qpos, self.robot.qvel, at, tool.q, goal, place, cube.q])
+        (x, y, z), (tx, ty, tz) = place.tolist(), at.tolist()
+        to_goal = _length(x - float(goal[0]), y - float(goal[1]))
+        if to_goal < self.radius:
+            return state, self.highest, True
+        to_pull = _length(x + self.half + 2 * 0.005 - tx, y - ty, z - tz)
+        reward = 1 - tanh(5 * to_pull)
+        return state, reward + (1 - tanh(5 * to_goal) if to_pull < 0.01 else 0.0), False
 
 
 class PickCube:
@@ -129,6 +158,42 @@ class PickCube:
         return state, reward, False
 
 
+class PlaceSphere:
+    """`PlaceSphere-v1`. State: joint positions 9 and velocities 9, grasped 1, tool pose 7, bin 3, sphere pose 7,
+    tool to sphere 3."""
+
+    highest = 13.0
+
+    def __init__(self, env: PlaceSphereEnv) -> None:
+        self.robot, self.tool = env.agent.robot._objs[0], env.agent.tcp._objs[0]
+        self.sphere, self.bin = env.obj._objs[0], env.bin._objs[0]
+        self.height = env.radius + env.block_half_size[0]
+        self.width = float(env.agent.robot.get_qlimits()[0, -1, 1] * 2)
+        self.grasp, self.body = Grasp(env, env.obj), env.obj._bodies[0]
+
+    def __call__(self, begins: bool = False) -> Judged:
+        tool, sphere, bottom = self.tool.entity_pose, self.sphere.pose, self.bin.pose.p
+        at, place, qpos, qvel = tool.p, sphere.p, self.robot.qpos, self.robot.qvel
+        grasped = not begins and self.grasp()
+        to_sphere = place - at
+        state = np.concatenate(
+            [qpos, qvel, (grasped,), at, tool.q, bottom, place, sphere.q, to_sphere], dtype=np.float32
+        )
+        x, y, z = (place - bottom).tolist()
+        there = _length(x, y) <= 0.005 and abs(z - self.height) <= 0.005
+        speed = _length(*self.body.linear_velocity.tolist())
+        turning = _length(*self.body.angular_velocity.tolist())
+        if there and not grasped and speed <= 1e-2 and turning <= 0.5:
+            return state, self.highest, True
+        if there:
+            let_go = float(qpos[-2:].sum()) / self.width if grasped else 16.0
+            still = max(map(abs, qvel[:-2].tolist())) <= np.float32(0.2)
+            return state, 6 + (let_go + 1 - tanh(speed * 10 + turning) + still) / 3, False
+        if grasped:
+            return state, 5 - tanh(5 * _length(x, y, z - self.height)), False
+        return state, 2 * (1 - tanh(5 * _length(*to_sphere.tolist()))), False
+
+
 class Grasp:
     """Whether both fingers press on an object along the way they close: `Panda.is_grasping`."""
 
@@ -158,14 +223,19 @@ class Grasp:
         return float(opening @ impulse) >= self.cosine * size
 
 
-TASKS: dict[type[BaseEnv], type[PushCube] | type[PickCube]] = {PushCubeEnv: PushCube, PickCubeEnv: PickCube}
+TASKS: dict[type[BaseEnv], type[PushCube] | type[PickCube] | type[PlaceSphere]] = {
+    PushCubeEnv: PushCube,
+    PullCubeEnv: PullCube,
+    PickCubeEnv: PickCube,
+    PlaceSphereEnv: PlaceSphere,
+}
 """What is written down here."""
 
 
 def make(task: TaskConfig, config: SimulationConfig) -> Environment:
     """One environment, by the fast path where the config lets it and there is one."""
     official = Official(task, config)
-    if config.step == "official" or config.observe != "state":
+    if config.step == "official":
         return official
     try:
         return Fast(official, task.reward)

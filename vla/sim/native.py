@@ -92,7 +92,12 @@ def observed(found: Tensor | Mapping[str, object]) -> Observations:
     assert isinstance(sensors, Mapping)
     numbers = {key: value for key, value in found.items() if key not in ("sensor_data", "sensor_param")}
     state = common.flatten_state_dict(numbers, use_torch=True).float()
-    return Observations(state, {name: data["rgb"].movedim(-1, 1) for name, data in sensors.items()})
+    return Observations(state, pictures(sensors))
+
+
+def pictures(sensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What cameras saw, each (N, 3, Y, X) uint8."""
+    return {name: data["rgb"].movedim(-1, 1) for name, data in sensors.items()}
 
 
 def spec_of(task: TaskConfig, env: BaseEnv, views: Observations) -> TaskSpec:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vla.sim.base import Observations, SimulationConfig, TaskConfig, TaskSpec
-from vla.sim.native import build, flag, moves, observed, picture, spec_of, without_contacts
+from vla.sim.base import SimulationConfig, TaskConfig, TaskSpec
+from vla.sim.native import build, flag, moves, observed, picture, pictures, spec_of, without_contacts
 
 Array = NDArray[np.float32]
+Pictures = Mapping[str, NDArray[np.uint8]]
+"""Camera -> (3, Y, X)."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Seen:
     """What one robot observes."""
 
     state: Array  # (S,)
-    images: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # camera -> (3, Y, X)
+    images: Pictures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,32 +45,40 @@ class Environment(Protocol):
         """Begin the episode of this seed."""
 
     def step(self, action: Array) -> Step:
-        """Take one step; `action` (A,)."""
+        """Take one step; `action` (A,). What is seen has no pictures: `look` draws them where they are wanted."""
+
+    def look(self) -> Pictures:
+        """What the cameras see now; nothing where the state is observed."""
 
     def render(self) -> NDArray[np.uint8]:
         """A picture (3, Y, X) for people to look at."""
 
 
 class Official:
-    """ManiSkill's own `reset` and `step`."""
+    """ManiSkill's own `reset` and `step`. A picture takes five times as long as a step, so that it is drawn only where
+    somebody looks: at the start of an episode and at the end of a chunk."""
 
     def __init__(self, task: TaskConfig, config: SimulationConfig) -> None:
         self.env, self.options = build(task, config), {"reconfigure": True} if config.rebuild else {}
         self.spec = spec_of(task, self.env, observed(self.env.reset(seed=0)[0]))
+        self._draw = self.env._get_obs_sensor_data
+        self.env._get_obs_sensor_data = dict
 
     def reset(self, seed: int) -> Seen:
         with without_contacts(self.env):
-            return _first(observed(self.env.reset(seed=seed, options=self.options)[0]))
+            found = self.env.reset(seed=seed, options=self.options)[0]
+        return Seen(observed(found).state[0].numpy(), self.look())
 
     def step(self, action: Array) -> Step:
         found, reward, _, _, info = self.env.step(moves(self.env, torch.from_numpy(action)[None]))
         success, failed = (bool(flag(info, name, 1)) for name in ("success", "fail"))
-        return Step(_first(observed(found)), float(reward), success, failed)
+        return Step(Seen(observed(found).state[0].numpy()), float(reward), success, failed)
+
+    def look(self) -> Pictures:
+        if not self.spec.cameras:
+            return {}
+        # ManiSkill's tensor of one row shares memory with nothing that the next picture changes.
+        return {name: image[0].numpy() for name, image in pictures(self._draw()).items()}
 
     def render(self) -> NDArray[np.uint8]:
         return picture(self.env)[0].numpy()
-
-
-def _first(views: Observations) -> Seen:
-    """Of ManiSkill's batch of one. Its CPU tensors share memory with nothing that the next step changes."""
-    return Seen(views.state[0].numpy(), {name: image[0].numpy() for name, image in views.images.items()})

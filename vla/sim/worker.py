@@ -7,7 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,8 @@ class Rows:
         terminated, truncated = np.zeros(len(actions), bool), np.zeros(len(actions), bool)
         for row in np.flatnonzero(~self._over).tolist():
             steps, terminated[row], truncated[row] = self._play(row, actions[row])
+            if steps:
+                self._seen[row] = replace(steps[-1].seen, images=self._envs[row].look())
             for h, step in enumerate(steps):
                 rewards[row, h], success[row, h], alive[row, h] = step.reward, step.success, True
         final, broken = self._views(), self._broken & ~before
@@ -135,7 +137,6 @@ class Rows:
                 self._broken[row] = self._over[row] = True
                 return [], False, False
             steps.append(step)
-            self._seen[row] = step.seen
             self._taken[row] += 1
             terminated = self._job.config.terminate and (step.success or step.failed)
             self._over[row] = terminated or self._taken[row] >= env.spec.max_steps
