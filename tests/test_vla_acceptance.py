@@ -56,7 +56,7 @@ class TurnLeft(BaseEnv):
 CONFIG = """\
 experiment: vla
 imports: [my_lab.tasks]
-policy: {path: policy, execute: 3, denoise_steps: 2}
+policy: {path: policy, execute: 3, denoise_steps: 2, adapter: {rank: 4, alpha: 8}}
 env: {id: TurnLeft-v1, instruction: turn to the left, control: pd_joint_delta_pos, max_steps: 6}
 simulation: {observe: images, workers: 1}
 observe:
@@ -117,29 +117,21 @@ def loaded_by_lerobot(mmrl: Path, project: Path, to: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # three simulators that draw with one core: minutes, more where others use it too
 def test_a_checkpoint_and_a_task_of_ones_own_with_a_camera(mmrl: Path, project: Path) -> None:
     driver = drawing()
     assert str(ROOT) not in str(project)
     # NOTE: `mmrl check config.yaml` belongs here once the domain has it.
-    call(mmrl, project, "train", "config.yaml", "--run", "first", **driver)
+    call(mmrl, project, "train", "config.yaml", "--run", "first", timeout=800, **driver)
     summary = json.loads((project / "first" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["eval_after"]["success_rate"]["n"] == 1
     assert summary["parity"]["logprob_diff_max"] <= 1e-5
     assert (project / "first" / "report.html").is_file()
-    call(mmrl, project, "export", "first", "--to", "out", **driver)
-    told = loaded_by_lerobot(mmrl, project, "out")
-    assert "expert" in told
-    assert "action_out_proj" in told
-    assert "vlm" not in told
-    assert "state_proj" not in told
-
-    lora = ["policy.adapter={rank: 4, alpha: 8}"]
-    call(mmrl, project, "train", "config.yaml", *lora, "--run", "second", **driver)
-    assert not (project / "second" / "checkpoints" / "step_000002" / "policy" / "model.safetensors").exists()
-    call(mmrl, project, "export", "second", "--to", "merged", **driver)
-    assert loaded_by_lerobot(mmrl, project, "merged") == "['expert']"
+    kept = project / "first" / "checkpoints" / "step_000002" / "policy"
+    assert sorted(path.name for path in kept.iterdir()) == ["heads.safetensors", "lora.safetensors"]
+    call(mmrl, project, "export", "first", "--to", "out", timeout=800, **driver)
+    assert loaded_by_lerobot(mmrl, project, "out") == "['expert']"
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(mmrl: Path, project: Path) -> None:
