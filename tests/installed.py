@@ -41,10 +41,10 @@ def _install(folder: Path) -> None:
     (site / "libraries.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
 
 
-def call(mmrl: Path, folder: Path, *words: str, status: int = 0, **variables: str) -> str:
+def call(mmrl: Path, folder: Path, *words: str, status: int = 0, timeout: float = 280, **variables: str) -> str:
     """Run a command of it in `folder`; returns what it printed, errors too if they are expected."""
     done = subprocess.run(
-        [str(mmrl), *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT | variables, timeout=280
+        [str(mmrl), *words], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT | variables, timeout=timeout
     )
     assert done.returncode == status, f"{words}: {done.stdout[-1000:]} {done.stderr[-2000:]}"
     return done.stdout if status == 0 else done.stdout + done.stderr

@@ -15,7 +15,7 @@ from vla.sim import rendering
 from vla.sim.base import SimulationError
 
 TASKS = '''\
-"""A hand that is to be lowered: a scene, a camera, and when it is done."""
+"""An arm that is to turn to the left: a scene, a camera, and when it is done."""
 import sapien
 import torch
 from mani_skill.agents.robots import Panda
@@ -26,8 +26,8 @@ from mani_skill.utils.building.ground import build_ground
 from mani_skill.utils.registration import register_env
 
 
-@register_env("LowerHand-v1", max_episode_steps=50)
-class LowerHand(BaseEnv):
+@register_env("TurnLeft-v1", max_episode_steps=50)
+class TurnLeft(BaseEnv):
     SUPPORTED_REWARD_MODES = ("sparse", "none")
     SUPPORTED_ROBOTS = ("panda",)
     agent: Panda
@@ -51,13 +51,13 @@ class LowerHand(BaseEnv):
         self.agent.robot.set_qpos(torch.from_numpy(self.agent.keyframes["rest"].qpos).float() + noise)
 
     def evaluate(self):
-        return {"success": self.agent.tcp.pose.p[:, 2] < 0.1}
+        return {"success": self.agent.robot.get_qpos()[:, 0] > 0.03}
 '''
 CONFIG = """\
 experiment: vla
 imports: [my_lab.tasks]
-policy: {path: policy, execute: 3, denoise_steps: 2}
-env: {id: LowerHand-v1, instruction: lower the hand, control: pd_joint_delta_pos, max_steps: 6}
+policy: {path: policy, execute: 3, denoise_steps: 2, adapter: {rank: 4, alpha: 8}}
+env: {id: TurnLeft-v1, instruction: turn to the left, control: pd_joint_delta_pos, max_steps: 6}
 simulation: {observe: images, workers: 1}
 observe:
   observation.images.top: {camera: eye}
@@ -67,7 +67,7 @@ algorithm:
   surrogate: mmrl.surrogates.PPOClip
   aggregate: mmrl.aggregates.TokenMean
   value_loss: {class_path: mmrl.value_loss.ValueRegression, init_args: {coef: 1.0}}
-rollout: {episodes: 2}
+rollout: {episodes: 4}
 train: {steps: 2, lr: 1.0e-3}
 evaluate: {every: null, samples: 1}
 held_out: {episodes: 1, between: 1, rebuild: false}
@@ -117,34 +117,26 @@ def loaded_by_lerobot(mmrl: Path, project: Path, to: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # three simulators that draw with one core: minutes, more where others use it too
 def test_a_checkpoint_and_a_task_of_ones_own_with_a_camera(mmrl: Path, project: Path) -> None:
     driver = drawing()
     assert str(ROOT) not in str(project)
     # NOTE: `mmrl check config.yaml` belongs here once the domain has it.
-    call(mmrl, project, "train", "config.yaml", "--run", "first", **driver)
+    call(mmrl, project, "train", "config.yaml", "--run", "first", timeout=800, **driver)
     summary = json.loads((project / "first" / "summary.json").read_text())
     assert summary["steps"] == 2
     assert summary["eval_after"]["success_rate"]["n"] == 1
     assert summary["parity"]["logprob_diff_max"] <= 1e-5
     assert (project / "first" / "report.html").is_file()
-    call(mmrl, project, "export", "first", "--to", "out", **driver)
-    told = loaded_by_lerobot(mmrl, project, "out")
-    assert "expert" in told
-    assert "action_out_proj" in told
-    assert "vlm" not in told
-    assert "state_proj" not in told
-
-    lora = ["policy.adapter={rank: 4, alpha: 8}"]
-    call(mmrl, project, "train", "config.yaml", *lora, "--run", "second", **driver)
-    assert not (project / "second" / "checkpoints" / "step_000002" / "policy" / "model.safetensors").exists()
-    call(mmrl, project, "export", "second", "--to", "merged", **driver)
-    assert loaded_by_lerobot(mmrl, project, "merged") == "['expert']"
+    kept = project / "first" / "checkpoints" / "step_000002" / "policy"
+    assert sorted(path.name for path in kept.iterdir()) == ["heads.safetensors", "lora.safetensors"]
+    call(mmrl, project, "export", "first", "--to", "out", timeout=800, **driver)
+    assert loaded_by_lerobot(mmrl, project, "out") == "['expert']"
 
 
 def test_what_does_not_fit_is_said_before_anything_is_trained(mmrl: Path, project: Path) -> None:
     """States need no driver."""
     said = call(mmrl, project, "train", "config.yaml", "simulation.observe=state", status=2)
-    assert "the policy reads the camera observation.images.top and LowerHand-v1 shows none" in said
+    assert "the policy reads the camera observation.images.top and TurnLeft-v1 shows none" in said
     assert "set simulation.observe to images" in said
     assert not (project / "runs").exists()

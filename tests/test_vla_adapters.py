@@ -96,15 +96,22 @@ def steps_of(rollout: Rollout) -> torch.Tensor:
     return torch.arange(rollout.logprobs.shape[1]).expand(len(rollout), -1)
 
 
-def lerobots(folder: Path) -> tuple[Any, Any, Any]:
-    """Policy and processors by lerobot alone."""
-    config = PreTrainedConfig.from_pretrained(folder)
-    return get_policy_class(config.type).from_pretrained(folder), *make_pre_post_processors(config, str(folder))
+def lerobots(folder: Path, moved: bool) -> tuple[Any, Any, Any]:
+    """Policy and processors by lerobot alone; where the folder was `moved`, as the model card says."""
+    config, overrides = PreTrainedConfig.from_pretrained(folder), {}
+    if moved:
+        overrides["tokenizer_processor"] = {"tokenizer_name": str(folder / "tokenizer")}
+        if "vlm_model_name" in vars(config):
+            vars(config)["vlm_model_name"] = str(folder / "vlm")
+    policy = get_policy_class(config.type).from_pretrained(folder, config=config)
+    return policy, *make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
 
 
-def predicted(folder: Path, seen: Observations, noise: torch.Tensor, count: int) -> torch.Tensor:
+def predicted(
+    folder: Path, seen: Observations, noise: torch.Tensor, count: int, moved: bool = False
+) -> torch.Tensor:  # fmt: skip
     """The first `count` actions of a chunk by lerobot alone."""
-    policy, before, after = lerobots(folder)
+    policy, before, after = lerobots(folder, moved)
     images = {f"observation.images.{name}": image.float() / 255 for name, image in seen.images.items()}
     batch = before({OBS_STATE: seen.state, **images, "task": list(seen.instructions)})
     found: torch.Tensor = after(policy.predict_action_chunk(batch, noise=noise))[:, :count]
@@ -286,6 +293,7 @@ def test_what_is_exported_acts_the_same_in_lerobot_and_from_another_place(
     moved = load(tmp_path / "moved")
     with acting(moved):
         assert torch.equal(moved.best(seen, noise), theirs)
+    assert torch.equal(predicted(tmp_path / "moved", seen, noise, 2, moved=True), theirs)
 
 
 def _rename(folder: Path, name: str) -> None:
