@@ -57,7 +57,8 @@ def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
     rates, (ode, noise) = simulator.tasks, (share(best.once), share(noisy.once))
     told["state"] = state_line(policy, first.state)
     told["policy"] = f"success {shown(ode)} on {ode.n} starts (ODE), {shown(noise)} on {noise.n} with training noise"
-    told["workers"] = f"{simulator.memory_mb() / 1024:.1f} GB in the simulator's own processes, beside the peak above"
+    if simulator.memory_mb():
+        told["workers"] = f"{simulator.memory_mb() / 1024:.1f} GB in the simulator's processes, beside the peak above"
     count = collector.config.episodes
     return Trial(
         rollout=rollout,
