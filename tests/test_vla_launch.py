@@ -329,9 +329,9 @@ def test_cameras_stand_side_by_side(tmp_path: Path) -> None:
 # ---- over physics, from an empty folder -------------------------------------------------------------------
 
 QUICKLY = [
-    "logging.progress=false", "rollout.episodes=4", "held_out={episodes: 4, between: 2}", "simulation.workers=1",
-    "env.max_steps=16", "demonstrations.episodes=2", "train.steps=2", "evaluate={every: 1, samples: 2}", "stop=[]",
-    "train.update={epochs: 1, minibatches: 1}", "save.every=1",
+    "logging.progress=false", "rollout.episodes=4", "held_out={episodes: 4, between: 2, rebuild: false}", "simulation.workers=1",
+    "env.max_steps=16", "demonstrations.episodes=2", "train.steps=2", "evaluate={every: null, samples: 2}", "stop=[]",
+    "train.update={epochs: 1, minibatches: 1}", "save.every=2",
 ]  # fmt: skip
 
 
@@ -351,7 +351,7 @@ def test_init_and_check(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     said = capsys.readouterr().out
     for words in (
         "data      1 task, 4 episodes a step from 4 starts; 4 held out of each task", "sampled   success_rate 0.",
-        "4 episodes of 4 chunks", "-> 2 steps and 3 evaluations", "MB a checkpoint",
+        "4 episodes of 4 chunks", "-> 2 steps and 2 evaluations", "MB a checkpoint",
         "replay    2 of your demonstrations, actions straight into PushWide-v1 (pd_ee_delta_pos, 20 Hz): 2 succeed   OK",
         "camera    the policy observes states", "state     observation.state 35 of 35, at the start all within",
         "on 2 starts (ODE), ", "on 4 with training noise", "GB in the simulator's processes", "best ",
