@@ -139,6 +139,17 @@ def test_a_rollout_is_kept_as_lerobot_reads_it(policy: RobotPolicy, tmp_path: Pa
         recording.write(tmp_path / "kept", episodes, 20)
 
 
+def test_pictures_are_kept_too(tmp_path: Path) -> None:
+    """To the last bit, and the first of an episode is what `mmrl check` compares."""
+    images = torch.randint(256, (3, 3, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    numbers, reached = torch.zeros(3), torch.tensor([False, False, True])
+    kept = recording.Recorded(torch.ones(3, 2), {"top": images}, torch.ones(3, 4), numbers, reached, "look", 7)
+    recording.write(tmp_path / "kept", [kept, kept], 10)
+    shown, rate = replays.read(tmp_path / "kept", 1)
+    assert (len(shown), rate, shown[0].seed) == (1, 10, 7)
+    assert torch.equal(shown[0].images["top"], images[0])
+
+
 # ---- videos -----------------------------------------------------------------------------------------------
 
 
