@@ -23,7 +23,7 @@ from benchmarks.common import RESULTS, spread, write
 
 ROOT = Path("runs/benchmark_diffusion")
 SEEDS, CHOOSING = (0, 1, 2), 100
-RATES = {"rlcm": (2.5e-5, 5e-5, 1e-4), "ddpo": (5e-5, 1e-4, 2e-4)}
+RATES = {"rlcm": (2.5e-5, 5e-5, 1e-4), "ddpo": (5e-5, 1e-4, 2e-4), "flow": (2e-5, 5e-5, 1e-4)}
 KL = "algorithm.regularisers=[{class_path: mmrl.regularisers.ExactKL, init_args: {coef: 0.02}}]"
 
 
@@ -213,11 +213,11 @@ def others() -> None:
     write("diffusion_others", {"what": what, "seed": 0, "runs": found})
 
 
-GIVEN = 5e-5, 5e-5, 1e-4
-"""Learning rates of RLCM, pathwise and Flow-GRPO on alignment: the first that were tried, not chosen among several."""
+GIVEN = 5e-5, 5e-5
+"""Learning rates of RLCM and pathwise on alignment: the first that were tried, not chosen among several."""
 ALIGN = Arm("rlcm_align", "rlcm_align", 50, 4, ("stop=[]", "save.best=null"))
 PATHWISE = Arm("pathwise_align", "pathwise_align", 50, 6, ("stop=[]", "save.best=null"))
-FLOW = Arm("flow_grpo", "flow_grpo", 120, 6, ("stop=[]", "save.best=null"))
+FLOW = Arm("flow_grpo", "flow_grpo", 300, 15, ("stop=[]", "save.best=null"), "flow")
 
 
 def align() -> None:
@@ -234,11 +234,12 @@ def align() -> None:
 
 def flow() -> None:
     """Flow-GRPO on the flow pipeline."""
-    folders = together([(FLOW, seed, GIVEN[2]) for seed in SEEDS])
+    rate, looked = chosen_rate(FLOW, 240.0, name="choose_flow_grpo")
+    folders = together([(FLOW, seed, rate) for seed in SEEDS])
     curves = [curve(folder) for folder in folders]
     write("diffusion_flow", {
-        "what": "Flow-GRPO with KL on alignment, held-out captions", "seeds": SEEDS, "rate": GIVEN[2],
-        "commits": commits(folders),
+        "what": "Flow-GRPO with KL on alignment, held-out captions", "seeds": SEEDS, "rate": rate,
+        "rates_looked_at": {"seed": CHOOSING, "mean_reward": looked}, "commits": commits(folders),
         "start": spread([c.reward[0] for c in curves]), **listed(curves),
     })  # fmt: skip
 

@@ -195,6 +195,47 @@ def steps(found: dict) -> str:
     return "\n".join([*rows, "", "Reward / gold accuracy, means of 3 seeds (`python -m benchmarks.diffusion steps`)."])
 
 
+def others(found: dict) -> str:
+    names = {"incompress": "JPEG size, larger", "aesthetic": "LAION aesthetic head on our CLIP", "align": "CLIP cosine"}
+    rows = ["| reward, one seed | | reward | gold accuracy | CPU s |", "|---|---|---|---|---|"]
+    for key, name in names.items():
+        for arm in ("rlcm", "ddpo"):
+            run = found["runs"][f"{arm}_{key}"]
+            reward, gold = (f"{run[k][0]:.3f} -> {run[k][-1]:.3f}" for k in ("reward", "gold"))
+            rows.append(f"| {name} | {arm.upper()} | {reward} | {gold} | {run['cpu'][-1]:.0f} |")
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "At the rates chosen for compressibility, without KL, as it fell (`python -m benchmarks.diffusion others`).",
+        ]
+    )
+
+
+def pushcube(found: dict) -> str:
+    names = {"flow_noise": "Flow-Noise", "flow_sde": "Flow-SDE"}
+    rows = [
+        "| PushCube, 200 held-out episodes on ManiSkill's own step | before | after | CPU s of training | episodes |",
+        "|---|---|---|---|---|",
+    ]
+    for key, name in names.items():
+        if key in found:
+            f = found[key]
+            cpu = f"{f['cpu_s']['mean']:.0f} (at most {max(f['cpu_s']['values']):.0f})"
+            rows.append(
+                f"| pi_RL, {name} | {pm(f['before'])} | {pm(f['after'])} | {cpu} | {f['episodes_trained'][0]:,} |"
+            )
+    parity = max(found[key]["logprob_diff_max"] for key in names if key in found)
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Success rates, mean ± deviation over {len(found['flow_noise']['seeds'])} seeds from one policy cloned from 4 demonstrations "
+            f"(`python -m benchmarks.vla`); largest log-prob difference {parity:.0e}.",
+        ]
+    )
+
+
 def ddpo_trl(found: dict) -> str:
     wide = RESULTS / "diffusion_vs_trl_wide.json"
     shapes = [(found, "SD 1.5's topology at 8 x 8")]
@@ -238,10 +279,12 @@ def main() -> None:
         ("compress", "diffusion_compress", compress),
         ("align", "diffusion_align", align),
         ("steps", "diffusion_steps", steps),
+        ("others", "diffusion_others", others),
+        ("pushcube", "vla", pushcube),
         ("ddpo_trl", "diffusion_vs_trl", ddpo_trl),
         ("samplers", "diffusion_vs_trl", samplers),
     )
-    for page in (README, README.parent / "docs" / "diffusion.md"):
+    for page in (README, *(README.parent / "docs" / f"{name}.md" for name in ("diffusion", "vla"))):
         text = page.read_text()
         for name, file, render in blocks:
             path = RESULTS / f"{file}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def put_on(pipeline: DiffusionPipeline, name: str, adapter: LoRA | str) -> None:
 def copy_start(denoiser: nn.Module) -> None:
     """Keep the adapter as it is now as a second one, for a reference."""
     config = denoiser.peft_config[TRAINED]  # type: ignore[union-attr, index]
-    denoiser.add_adapter(config, adapter_name=START)  # type: ignore[operator]
+    with warnings.catch_warnings():  # peft warns of a second adapter
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        denoiser.add_adapter(config, adapter_name=START)  # type: ignore[operator]
     state = get_peft_model_state_dict(denoiser, adapter_name=TRAINED)
     set_peft_model_state_dict(denoiser, state, adapter_name=START)
     denoiser.set_adapter(TRAINED)  # type: ignore[operator]

@@ -73,6 +73,9 @@ class PictureCollector(Collector):
             rewards=rewards,
             discounts=torch.ones_like(rewards),
             group_ids=torch.tensor(list(places), device=device).repeat_interleave(self.config.group),
+            prompt_ids=torch.tensor([taken[place] for place in places], device=device).repeat_interleave(
+                self.config.group
+            ),
             reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
             applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},
             decision_size=1 if policy.config.logprob_reduction == "mean" else drawn.transitions.dimensions,

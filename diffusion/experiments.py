@@ -72,14 +72,16 @@ class Experiment(experiment.Experiment):
     def base_policy(self) -> str:
         return self.policy.model
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
         policy = DiffusionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
+        if start is not None:
+            policy.load_weights(start)
         collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         algorithm = self.algorithm
         wanted = algorithm.needs_reference or algorithm.needs_exact_kl or "kl" in self.watch
-        reference = policy.reference() if wanted else None
+        reference = policy.reference(moved=start is not None) if wanted else None
         if reference is not None:
             reference.to(runtime.device)
         if self.algorithm.needs_outcome:
@@ -153,7 +155,7 @@ class Warmup(experiment.Experiment):
     def base_policy(self) -> str:
         return self.warmup.output
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         raise ValueError("this config makes a small model: run it with `mmrl warmup`")
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:

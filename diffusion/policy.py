@@ -229,12 +229,12 @@ class DiffusionPolicy(Policy):
         saved = type(self.denoiser).from_pretrained(folder, torch_dtype=torch.float32)  # type: ignore[attr-defined]
         self.denoiser.load_state_dict(saved.state_dict())
 
-    def reference(self) -> Policy:
-        """A frozen policy: what a KL penalty keeps close to."""
+    def reference(self, moved: bool = False) -> Policy:
+        """A frozen policy: what a KL penalty keeps close to. `moved`: the adapter is not the config's any more."""
         if self.config.adapter is None:
             frozen = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
             return Reference(self, frozen, None)
-        if isinstance(self.config.adapter, str) and self.config.reference == "start":
+        if (moved or isinstance(self.config.adapter, str)) and self.config.reference == "start":
             adapters.copy_start(self.denoiser)
             return Reference(self, None, adapters.START)
         return Reference(self, None, None)  # a new adapter starts as none at all

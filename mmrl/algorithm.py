@@ -4,6 +4,7 @@ YAML, or one new file beside its siblings. See docs/add-an-algorithm.md."""
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,13 @@ class Advantage(abc.ABC):
     @abc.abstractmethod
     def __call__(self, rollout: Rollout) -> Credit:
         """Credit of every decision, no gradient."""
+
+    def state_dict(self) -> dict[str, object]:
+        """What it remembers of past rollouts, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:  # noqa: B027  most remember nothing
+        """Remember what `state_dict` told."""
 
 
 class Surrogate(abc.ABC):

@@ -48,6 +48,7 @@ class State:
     decisions: int = 0
     samples: int = 0
     collector: dict[str, object] = field(default_factory=dict)
+    advantage: dict[str, object] = field(default_factory=dict)
     eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
     eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)

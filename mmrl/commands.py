@@ -44,12 +44,10 @@ def train(
         run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
     elif runtime.is_main:
         run.refuse_existing()  # before a model is loaded
-    start = RunFolder(origin).checkpoint() if origin is not None else run.forked_from() if resume else None
-    parts = experiment.build(runtime)
-    if start is not None:
-        parts.policy.load_weights(start / "policy")
+    fork = RunFolder(origin).checkpoint() if origin is not None else None
+    parts = experiment.build(runtime, run.start() if fork is None else fork / "policy")
     if not resume and runtime.is_main:
-        run.create(loaded.resolved, loaded.folder, start)
+        run.create(loaded.resolved, loaded.folder, fork)
     runtime.wait()
     trainer = Trainer(
         parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging, experiment.stop
@@ -118,7 +116,7 @@ def prepared(target: str, overrides: Sequence[str], which: str | None = None) ->
     found = RunFolder(folder).checkpoint(which) if is_run else None
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
     train = dataclasses.replace(loaded.experiment.train, ema=None)  # a checkpoint's policy is the average already
-    trainer = Trainer(loaded.experiment.build(runtime), train, runtime)
+    trainer = Trainer(loaded.experiment.build(runtime, RunFolder(folder).start()), train, runtime)
     if found is not None:
         checkpoint.load(found, trainer.parts.policy, trainer.optimizer)
     return loaded, runtime, trainer

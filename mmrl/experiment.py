@@ -78,8 +78,10 @@ class Experiment(abc.ABC):
     logging: LoggingConfig
 
     @abc.abstractmethod
-    def build(self, runtime: Runtime) -> Parts:
-        """Policy, collector, evaluator and algorithm. All data is checked here, before anything is spent."""
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
+        """Policy, collector, evaluator and algorithm. All data is checked here, before anything is spent. The policy,
+        and with it the reference, has the weights of the folder `start` (of `Policy.save_pretrained`) if one is given.
+        """
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         """Make the base policy that RL improves and save it to `output`; returns a summary."""

@@ -1,13 +1,16 @@
 """The run folder: one directory that says what was run, how it went and what came out.
 
-config.yaml  provenance.json  metrics.jsonl  events.*  summary.json  report.html  samples/  checkpoints/
+config.yaml  provenance.json  metrics.jsonl  events.*  summary.json  report.html  samples/  checkpoints/  and, of a
+fork, start/: the policy that it started from.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -27,8 +30,19 @@ PATIENCE = (".budget_calls", ".concurrency", ".timeout_s", ".retries", ".pause_s
 """Ends of keys that may differ too: how a reward's server is asked, not what it answers."""
 
 
+START = "start"
+
+
 class RunFolderError(RuntimeError):
     """The run folder does not allow what was asked; nothing in it was changed."""
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under a second name, which costs nothing and outlives the first; a copy on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @dataclass(frozen=True)
@@ -119,21 +133,14 @@ class RunFolder:
         about = {**provenance(), "config_folder": str(config_folder)}
         if forked_from is not None:
             about["forked_from"] = str(forked_from.resolve())
+            shutil.copytree(forked_from / "policy", self.path / START, copy_function=_link)
         checkpoint.write_atomically(self.path / "provenance.json", json.dumps(about, indent=1))
         checkpoint.write_atomically(self.path / "config.yaml", resolved)
 
-    def forked_from(self) -> Path | None:
-        """The checkpoint whose weights this run started from, while it is needed: until the run has its own.
-
-        Raises:
-            RunFolderError: it is gone.
-        """
-        if checkpoint.latest(self.checkpoints) is not None or not (self.path / "provenance.json").exists():
-            return None
-        found = json.loads((self.path / "provenance.json").read_text()).get("forked_from")
-        if found is not None and not Path(found, "policy").is_dir():
-            raise RunFolderError(f"{self.path} started from {found}, which is gone, and has no checkpoint of its own")
-        return None if found is None else Path(found)
+    def start(self) -> Path | None:
+        """The policy that a fork started from, which its reference is too; None where the config says it."""
+        folder = self.path / START
+        return folder if folder.is_dir() else None
 
     def check_resumable(self, now: Mapping[str, object]) -> None:
         """Compare the resolved config of the run with `now`, both flattened to dotted keys.

@@ -209,6 +209,7 @@ class Trainer:
         if self.folder is None:
             return
         self.state.collector, generators = position
+        self.state.advantage = self.parts.algorithm.advantage.state_dict()
         if self.runtime.is_main:
             target, policy = self.folder.checkpoints, self.parts.policy
             checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average)
@@ -221,6 +222,7 @@ class Trainer:
         self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer, self.average)
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.collector.load_state_dict(self.state.collector)
+        self.parts.algorithm.advantage.load_state_dict(self.state.advantage)
         self.runtime.load_generator_states(generators)
 
     def _due(self, every: int | None) -> bool:

@@ -57,6 +57,7 @@ class Rollout:
     rewards: Tensor  # (B, T)
     discounts: Tensor  # (B, T), 0 where the episode terminates
     group_ids: Tensor  # (B,) long, unique over ranks
+    prompt_ids: Tensor | None = None  # (B,) long, of a prompt the same in every rollout
     values: Tensor | None = None  # (B, T)
     last_value: Tensor | None = None  # (B,), of the state after the last living decision
     ref_logprobs: Tensor | None = None  # (B, T)
@@ -77,11 +78,10 @@ class Rollout:
                     f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
                     "every per-decision field is (B, T)"
                 )
-        if self.group_ids.shape != shape[:1] or len(self.transitions) != shape[0]:
-            raise ValueError(
-                f"Rollout has {shape[0]} rows of log-probs, {len(self.transitions)} transitions and "
-                f"{tuple(self.group_ids.shape)} group_ids: each needs one entry per trajectory"
-            )
+        sizes = [len(self.transitions), *(len(ids) for ids in (self.group_ids, self.prompt_ids) if ids is not None)]
+        if set(sizes) != {shape[0]}:
+            told = "transitions, group_ids and prompt_ids (if any)"
+            raise ValueError(f"Rollout has {shape[0]} rows of log-probs and {sizes} {told}: give one a trajectory")
         if bool((self.mask & ~self.alive).any()):
             raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")
         if bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmrl.advantages import GAE, GroupRelative, LeaveOneOut, Likelihood, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from mmrl.advantages import (
+    GAE,
+    GroupRelative,
+    LeaveOneOut,
+    Likelihood,
+    PromptHistory,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+)
 from mmrl.algorithm import Advantage
 from mmrl.types import Rollout
 from tests.toy import ToyTransitions
@@ -55,6 +64,35 @@ def of(advantage: Advantage, rollout: Rollout) -> list[float]:
 def test_grpo_uses_the_unbiased_std() -> None:
     assert of(GroupRelative(), last([1.0, 0.0, 0.0, 0.0])) == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=3e-4)
     assert of(GroupRelative(eps=0.0), last([1.0, 0.0, 0.0, 0.0])) == pytest.approx([1.5, -0.5, -0.5, -0.5], rel=1e-6)
+
+
+def test_the_history_of_a_prompt_is_what_it_is_compared_with() -> None:
+    """Against the tracker written out: the whole rollout until a prompt has `minimum` rewards, then its last ones."""
+    advantage, generator = PromptHistory(buffer=5, minimum=3), torch.Generator().manual_seed(0)
+    seen: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for number in range(6):
+        rewards = torch.rand(4, generator=generator)
+        prompts = [0, 0, 1, 2] if number % 2 else [0, 1, 1, 1]
+        dead = 1 if number == 3 else 0
+        rollout = make(
+            [[float(r)] for r in rewards], [0, 1, 2, 3], [1, 1, 1, 1 - dead], prompt_ids=torch.tensor(prompts)
+        )
+        living = rewards[: 4 - dead].double()
+        for prompt, reward in zip(prompts, living.tolist(), strict=False):
+            seen[prompt] = [*seen[prompt], reward][-5:]
+        wanted = []
+        for prompt, reward in zip(prompts, living.tolist(), strict=False):
+            pool = torch.tensor(seen[prompt], dtype=torch.float64) if len(seen[prompt]) >= 3 else living
+            wanted.append(float((reward - pool.mean()) / (pool.std(correction=0) + 1e-6)))
+        assert of(advantage, rollout) == pytest.approx(wanted + [0.0] * dead, abs=1e-5)
+    again = PromptHistory(buffer=5, minimum=3)
+    again.load_state_dict(json.loads(json.dumps(advantage.state_dict())))
+    following = make([[0.1], [0.9]], [0, 1], prompt_ids=torch.tensor([0, 2]))
+    assert of(again, following) == of(advantage, following)
+    with pytest.raises(ValueError, match="prompt_ids, which this collector does not record"):
+        advantage(last([1.0, 0.0]))
+    with pytest.raises(ValueError, match="give 1 <= minimum <= buffer"):
+        PromptHistory(buffer=2, minimum=3)
 
 
 def test_dr_grpo_only_centres() -> None:

@@ -219,6 +219,10 @@ def test_kl_to_a_start_that_is_not_zero_is_exactly_zero(folders, tmp_path):
                 parameter += 0.05
     assert torch.equal(score(reference, rollout, 2), torch.where(rollout.mask, score(reference, rollout, 2), 0.0))
     assert not torch.equal(score(reference, rollout, 2), score(policy, rollout, 2))
+    moved = load(folders, "sd", adapter=LoRA(rank=4, alpha=8))  # a fork of a run whose adapter was new
+    moved.load_weights(tmp_path / "lora")
+    assert torch.equal(score(moved.reference(moved=True), rollout, 2), score(moved, rollout, 2))
+    assert not torch.equal(score(moved.reference(), rollout, 2), score(moved, rollout, 2))
     base = load(folders, "sd", adapter=str(tmp_path / "lora"), reference="base")
     none, plain = score(base.reference(), rollout, 2), score(load(folders, "sd"), rollout, 2)
     assert torch.allclose(none, plain, atol=1e-6)

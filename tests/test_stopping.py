@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mmrl import commands
 from mmrl.checkpoint import SaveConfig, State
 from mmrl.cli import main
 from mmrl.run import RunFolder, RunFolderError
@@ -178,8 +181,6 @@ def test_a_fork_starts_from_the_weights_and_may_change_any_key(tmp_path, monkeyp
 def test_a_fork_that_was_killed_before_its_first_checkpoint_still_starts_from_there(tmp_path, monkeypatch):
     run(tmp_path, monkeypatch)
     assert main(["train", "--from", "run", "--run", "fork", "train.steps=4"]) == 0
-    import shutil
-
     shutil.copytree("fork", "killed")
     shutil.rmtree("killed/checkpoints")
     for name in ("metrics.jsonl", "summary.json"):
@@ -190,9 +191,32 @@ def test_a_fork_that_was_killed_before_its_first_checkpoint_still_starts_from_th
         torch.load(f"{name}/checkpoints/step_000004/optimizer.pt", weights_only=True) for name in ("fork", "killed")
     )
     assert str(one) == str(two)
-    shutil.rmtree("run")
+    shutil.rmtree("run")  # the fork has kept its start
     shutil.rmtree("killed/checkpoints")
-    assert main(["train", "--run", "killed", "--resume"]) == 1
+    for name in ("metrics.jsonl", "summary.json"):
+        (tmp_path / "killed" / name).unlink()
+    (tmp_path / "killed" / "checkpoints").mkdir()
+    assert main(["train", "--run", "killed", "--resume"]) == 0
+    again = torch.load("killed/checkpoints/step_000004/optimizer.pt", weights_only=True)
+    assert str(again) == str(one)
+
+
+def test_the_reference_of_a_fork_is_where_it_started(tmp_path, monkeypatch):
+    """Also after it was stopped and resumed, and whatever became of the run that it was forked from."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(toy_config(tmp_path, steps=6)), "--run", "run", "train.lr=0.1"]) == 0
+    once = ["train.lr=0.1", "train.steps=2", "train.update.epochs=1", "train.update.minibatches=1"]
+    assert main(["train", "--from", "run", "--run", "fork", *once]) == 0
+    shutil.rmtree("run")
+    assert main(["train", "--run", "fork", "--resume", "train.steps=4"]) == 0
+    lines = [json.loads(line) for line in Path("fork/metrics.jsonl").read_text().splitlines()]
+    kls = {line["step"]: line["update/kl"] for line in lines if "update/kl" in line}
+    assert kls[1] == pytest.approx(0.0, abs=1e-6)
+    assert kls[3] > 1e-4
+    fork = commands.prepared("fork", ())[2].parts
+    start = dict(torch.nn.Module.named_parameters(fork.reference))
+    saved = load_file("fork/start/toy.safetensors")
+    assert all(torch.equal(start[name], saved[name]) for name in start)
 
 
 def test_resume_and_from_exclude_each_other(tmp_path, monkeypatch, capsys):
@@ -223,3 +247,17 @@ def test_a_rule_reads_one_metric_of_those_that_share_a_name():
     assert state.stopped_by == "eval/kl is 2.5, above 2"
     alone = Watch((StopRule("kl", above=1.0),), SaveConfig())
     assert alone.look(State(step=1), {"update/kl": 1.5})
+
+
+def test_what_an_advantage_remembers_survives_a_stop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(toy_config(tmp_path, steps=6))
+    history = "{class_path: mmrl.advantages.PromptHistory, init_args: {buffer: 8, minimum: 2}}"
+    words = [f"algorithm.advantage={history}", "rollout.group=1", "rollout.prompts=6"]
+    assert main(["train", config, "--run", "whole", *words]) == 0
+    assert main(["train", config, "--run", "halved", *words, "train.steps=4"]) == 0
+    assert main(["train", "--run", "halved", "--resume", "train.steps=6"]) == 0
+    one, two = (load_file(f"{name}/checkpoints/step_000006/policy/toy.safetensors") for name in ("whole", "halved"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    state = json.loads((tmp_path / "halved" / "checkpoints" / "step_000006" / "state.json").read_text())
+    assert sum(len(rewards) for rewards in state["advantage"].values()) > 20

@@ -130,11 +130,11 @@ class TwoExperiment(ToyExperiment):
 
     results: str = ""
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         found: dict[str, object] = {name: outcome(scenario, runtime.rank) for name, scenario in SCENARIOS.items()}
         found["world"] = {"world": runtime.world, "kind": str(runtime.accelerator.distributed_type)}
         torch.save(found, Path(self.results) / f"rank{runtime.rank}.pt")
-        return super().build(runtime)
+        return super().build(runtime, start)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from mmrl.batching import UpdateConfig
 from mmrl.regularisers import K2, K3, Entropy
 from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.scoring import decisions, score
-from mmrl.selectors import DropTruncated
+from mmrl.selectors import DropDecidedGroups, DropTruncated
 from mmrl.shapers import KLInReward
 from mmrl.surrogates import CISPO, GSPO, PPOClip, Reinforce
 from mmrl.testing import ContractError, check_collector, check_policy
@@ -625,6 +625,33 @@ def test_dropping_truncated_trajectories() -> None:
         run(policy, rollout.with_(stats={}), replace(GRPO, selectors=(DropTruncated(),)))
 
 
+def test_dropping_decided_groups() -> None:
+    """Groups without spread, and those whose mean is out of bounds, leave the loss and the denominator; others keep
+    their advantages."""
+    policy = toy()
+    rollout = prepared(policy)
+    rows = torch.arange(len(rollout))
+    _, group, size = torch.unique(rollout.group_ids, return_inverse=True, return_counts=True)
+    assert len(size) >= 3
+    assert int(size.min()) >= 3
+    first = torch.tensor([int((group == number).nonzero()[0]) for number in range(len(size))])
+    score = torch.where(group == 0, 1.0, torch.where(group == 1, (rows == first[1]).float(), (rows % 2).float()))
+    rewards = torch.zeros_like(rollout.rewards).index_put((rows, rollout.alive.sum(-1) - 1), score)
+    rollout = rollout.with_(rewards=rewards)
+    advantages = GroupRelative()(rollout).advantages
+    for selector, gone in (
+        (DropDecidedGroups(), group == 0),
+        (DropDecidedGroups(0.4, None), group <= 1),
+        (DropDecidedGroups(None, 0.4), group != 1),
+    ):
+        kept = (~gone).nonzero()[:, 0]
+        (found,), _ = run(policy, rollout, replace(GRPO, selectors=(selector,)))
+        (wanted,), _ = run(policy, rows_of(rollout, kept), replace(GRPO, advantage=Given(Credit(advantages[kept]))))
+        assert_same_gradient(found, wanted)
+    with pytest.raises(ValueError, match=r"low 0.9 above high 0.1"):
+        DropDecidedGroups(0.9, 0.1)
+
+
 def test_selectors_do_not_weigh_penalties() -> None:
     policy = toy()
     rollout = prepared(policy)
@@ -828,7 +855,7 @@ def test_training_learns(kind: str) -> None:
     ("change", "message"),
     [
         (lambda r: {"rewards": r.rewards[:, :2]}, r"Rollout.rewards has shape \(16, 2\), logprobs has \(16, 5\)"),
-        (lambda r: {"group_ids": r.group_ids[:3]}, "each needs one entry per trajectory"),
+        (lambda r: {"group_ids": r.group_ids[:3]}, "give one a trajectory"),
         (lambda r: {"mask": ~r.alive}, "mask is True where alive is False"),
         (lambda r: {"alive": r.alive.flip(1), "mask": r.mask & False}, "True up to the end of a trajectory"),
         (lambda r: {"values": None}, "come together"),

@@ -184,6 +184,23 @@ def test_stuck_on_kl_that_pulls_my_lora_back_out(model, adapter):
     assert torch.allclose(base, score(plain, one_rollout_of(fresh), 4), atol=1e-5)
 
 
+def test_stuck_on_a_fork_whose_kl_pulls_it_back_to_the_first_model(model, adapter, tmp_path):
+    """A fork keeps to what it started from, where the config asks for a new adapter or for none too."""
+    for name, asked in {"folder": str(adapter), "new": LoRA(rank=2, alpha=4), "none": None}.items():
+        first, again = policy_with(model, asked), policy_with(model, asked)
+        with torch.no_grad():
+            for parameter in first.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.02
+        first.save_pretrained(tmp_path / name)
+        again.load_weights(tmp_path / name)
+        rollout = collected(collector_for(again), again)
+        reference = again.reference(moved=True)
+        assert torch.allclose(score(reference, rollout, 4), score(again, rollout, 4), atol=1e-6)
+        assert not torch.allclose(score(policy_with(model, asked), rollout, 4), score(again, rollout, 4), atol=1e-4)
+        assert not any(parameter.requires_grad for key, parameter in again.named_parameters() if ".start." in key)
+
+
 def one_rollout_of(policy: VisionPolicy):
     """The rollout that `one_step` scores, drawn again from the untrained adapter of `policy`'s folder."""
     again = policy_with(Path(policy.config.model), policy.config.adapter)

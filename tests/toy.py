@@ -6,6 +6,7 @@ trajectory. The Gaussian policy draws an action vector instead and is rewarded f
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -201,7 +202,8 @@ class ToyCollector(Collector):
         states = first[:, None].expand(-1, self.config.steps).contiguous()
         transitions = ToyTransitions(states, torch.stack(actions, 1))
         groups = places.repeat_interleave(self.config.group)
-        return self._rewarded(policy, transitions, torch.stack(logprobs, 1), torch.stack(alive, 1), groups)
+        rollout = self._rewarded(policy, transitions, torch.stack(logprobs, 1), torch.stack(alive, 1), groups)
+        return rollout.with_(prompt_ids=first)
 
     def _rewarded(
         self, policy: ToyPolicy, transitions: ToyTransitions, logprobs: Tensor, alive: Tensor, groups: Tensor
@@ -277,10 +279,13 @@ class ToyExperiment(Experiment):
     def base_policy(self) -> str:
         return "toy"
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         collector = ToyCollector(WeightedSum(self.rewards), self.rollout, runtime.rank, runtime.world)
-        reference = self.policy.make().requires_grad_(False) if self.algorithm.needs_reference else None
-        return Parts(self.policy.make(), collector, ToyEvaluator(), self.algorithm, reference)
+        policy = self.policy.make()
+        if start is not None:
+            policy.load_weights(start)
+        reference = copy.deepcopy(policy).requires_grad_(False) if self.algorithm.needs_reference else None
+        return Parts(policy, collector, ToyEvaluator(), self.algorithm, reference)
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         self.policy.make().save_pretrained(output)

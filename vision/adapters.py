@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from mmrl.types import Evaluation, Policy, Transitions
@@ -75,6 +75,17 @@ def keeping_gradients(model: PeftModel) -> Iterator[None]:
     finally:
         for parameter, wanted in before:
             parameter.requires_grad_(wanted)
+
+
+def copy_start(model: PeftModel) -> None:
+    """Keep the adapter as it is now as a second one, for a reference."""
+    with keeping_gradients(model):
+        model.add_adapter(START, model.peft_config[TRAINED])
+        state = get_peft_model_state_dict(model, adapter_name=TRAINED)
+        set_peft_model_state_dict(model, state, adapter_name=START)
+    for key, parameter in model.named_parameters():
+        if f".{START}." in key:
+            parameter.requires_grad_(False)
 
 
 class OtherAdapter(Policy):

@@ -68,8 +68,10 @@ class AnswerCollector(Collector):
         answers = texts(policy, drawn.transitions.completions)
         scores = self.reward(as_samples(self.asked, answers))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
+        device = drawn.logprobs.device
         return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
-            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)}
+            prompt_ids=torch.tensor([taken[place] for place in places]).repeat_interleave(self.config.group).to(device),
+            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)},
         )
 
     def state_dict(self) -> dict[str, object]:

@@ -115,10 +115,12 @@ class Experiment(experiment.Experiment):
     def base_policy(self) -> str:
         return self.policy.model
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward = WeightedSum(self.rewards)
         split = self.data.split
         policy = self.load_policy()
+        if start is not None:
+            policy.load_weights(start)
         encode = self.encoder(policy)
         encode.check([*split.pool, *self.data.held_out()])
         if self.controls == "all" and not split.demonstrations:
@@ -126,7 +128,7 @@ class Experiment(experiment.Experiment):
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
         collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime)
-        reference = policy.reference() if self.algorithm.needs_reference else None
+        reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         if reference is not None:
             reference.to(runtime.device)
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging as transformers_logging
 
 from mmrl.types import Evaluation, Policy, Transitions
-from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, freeze_vision, keeping_gradients, with_adapter
+from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
 from vision.prefix import NoPlainCache, Prefilled, Prefix, naive_logits, prefill, shared_logits
 from vision.transitions import Prompt, TokenTransitions
@@ -221,13 +221,14 @@ class VisionPolicy(Policy):
         saved = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
-    def reference(self) -> Policy:
-        """A frozen policy: what a KL penalty keeps close to."""
+    def reference(self, moved: bool = False) -> Policy:
+        """A frozen policy: what a KL penalty keeps close to. `moved`: the adapter is not the config's any more."""
         if not isinstance(self.model, PeftModel):
-            return VisionPolicy.load(self.config).requires_grad_(False).eval()
-        if isinstance(self.config.adapter, str) and self.config.reference == "start":
-            with keeping_gradients(self.model):
-                self.model.load_adapter(self.config.adapter, START, is_trainable=False)
+            fixed = VisionPolicy.load(self.config).requires_grad_(False).eval()
+            fixed.model.load_state_dict(self.model.state_dict())
+            return fixed
+        if (moved or isinstance(self.config.adapter, str)) and self.config.reference == "start":
+            copy_start(self.model)
             return OtherAdapter(self, START)
         return OtherAdapter(self, None)  # a new adapter starts as none at all
 

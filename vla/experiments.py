@@ -19,15 +19,17 @@ from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.types import Policy
 from vla import demonstrations, example, launch, trial
+from vla.adapters.files import beside
 from vla.cloning import CloningConfig, clone
 from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
 from vla.demonstrations import DemonstrationsConfig
 from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
+from vla.mapping import Observe
 from vla.policy import PolicyConfig, RobotPolicy
 from vla.recording import RecordConfig
 from vla.sim.base import SimulationConfig, TaskConfig
-from vla.sim.start import start
+from vla.sim.start import start as simulate
 from vla.videos import VideosConfig
 
 USAGE = """\
@@ -63,12 +65,14 @@ def check_labels(env: Tasks, held_out: HeldOutConfig) -> None:
 @dataclass(frozen=True)
 class Experiment(experiment.Experiment):
     """RL of a flow-matching policy in a simulated task, or in several. `simulation.copies` is set by
-    `rollout.episodes`. `videos` are of held-out episodes before and after, null: none; `record` is of `mmrl rollout`;
+    `rollout.episodes`. `observe` says which of the task's cameras and numbers the policy's features are; null: where
+    nothing is in doubt. `videos` are of held-out episodes before and after, null: none; `record` is of `mmrl rollout`;
     `demonstrations` are what the policy was cloned from, which `mmrl check` plays again."""
 
     policy: PolicyConfig
     env: Tasks
     algorithm: Algorithm
+    observe: Observe | None = None
     reward: RewardConfig = RewardConfig()
     simulation: SimulationConfig = SimulationConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -105,11 +109,18 @@ class Experiment(experiment.Experiment):
         """Those that are trained."""
         return each(self.env)
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         policy = self.load_policy(runtime)
+        if start is not None:
+            policy.load_weights(start)
         tasks = self.tasks
         simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
-        simulator = start(tasks, simulation)
+        simulator = simulate(tasks, simulation)
+        try:
+            policy.adapter.connect(simulator, self.observe)
+        except ValueError:
+            simulator.close()
+            raise
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator, self.videos)
         reference = policy.reference() if self.algorithm.needs_reference else None
@@ -139,10 +150,10 @@ class Experiment(experiment.Experiment):
         assert isinstance(policy, RobotPolicy)
         if dtype is not None:
             raise ValueError("--dtype is of experiment vision alone: lerobot saves float32")
-        policy.adapter.save(folder)
+        policy.adapter.export(folder)
         own = type(policy.adapter.policy).__module__.startswith("vla.")
         imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
-        return Exported("lerobot", USAGE.format(imports=imports))
+        return Exported("lerobot", USAGE.format(imports=imports) + beside(folder))
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class Warmup(experiment.Experiment):
     def base_policy(self) -> str:
         return self.warmup.output
 
-    def build(self, runtime: Runtime) -> Parts:
+    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         raise ValueError("this config clones a policy: run it with `mmrl warmup`")
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
@@ -187,7 +198,7 @@ class Warmup(experiment.Experiment):
         policy = RobotPolicy.load(
             PolicyConfig(str(output), FlowSDE(), critic=None), runtime.fresh_generator("heads", shared=True)
         )
-        with start([self.env], self.simulation) as simulator, acting(policy):
+        with simulate([self.env], self.simulation) as simulator, acting(policy):
             evaluator = EpisodeEvaluator([self.env], self.simulation, self.held_out, simulator)
             found = evaluator.evaluate(policy, runtime.fresh_generator("evaluate"))
         told: dict[str, Any] = {

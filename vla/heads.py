@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from vla.cloning import initialise
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """Widths of the hidden layers of V(s), which reads what the adapter calls features."""
+    """Widths of the hidden layers of V(s), and what of a VLA it `reads`: what comes after its expert or after its VLM;
+    null: as RLinf does, the expert of pi0 and the VLM of pi0.5, and so of SmolVLA. A small policy's reads the state."""
 
     widths: tuple[int, ...] = (128, 128)
+    reads: Literal["expert", "vlm"] | None = None
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:

@@ -17,6 +17,7 @@ from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
 from vla.adapters.base import Inputs
+from vla.adapters.lora import LoRA
 from vla.chains import Chain, Counting, Field, Level
 from vla.exploration import Exploration, FlowSDE
 from vla.heads import CriticConfig, Perceptron
@@ -32,7 +33,10 @@ NOISE_WIDTHS = (128, 64)
 class PolicyConfig:
     """Which policy, a folder of lerobot or a name on its hub, and how its denoise loop explores. `level`, `decisions`
     and `reduction` say what one decision is (`vla.chains.Counting`). `denoise_steps` and `execute` (actions of a chunk
-    before the next observation) null: the policy's own. `critic` null: none, for group-relative advantages."""
+    before the next observation) null: the policy's own. `critic` null: none, for group-relative advantages.
+
+    `train` is `expert` (the VLM is frozen) or `full`; null: the expert where there is one, else all. `adapter` puts a
+    LoRA on the expert, {rank: 16, alpha: 32}, and trains it alone."""
 
     path: str
     exploration: Exploration = FlowSDE()
@@ -42,6 +46,8 @@ class PolicyConfig:
     denoise_steps: int | None = None
     execute: int | None = None
     critic: CriticConfig | None = CriticConfig()
+    train: Literal["expert", "full"] | None = None
+    adapter: LoRA | None = None
 
     def __post_init__(self) -> None:
         for name in ("denoise_steps", "execute"):
@@ -83,9 +89,11 @@ class RobotPolicy(Policy):
         """The policy at `config.path`, with new heads drawn from `generator`.
 
         Raises:
-            ValueError: it cannot be loaded as one that there is an adapter for.
+            ValueError: it cannot be loaded as one that there is an adapter for, or has not what is to be trained.
         """
         adapter = adapters.load(config.path, "cpu", config.denoise_steps, config.execute)
+        reads = None if config.critic is None else config.critic.reads
+        adapter.prepare(config.train, config.adapter, reads, generator)
         return RobotPolicy(adapter, config, generator)
 
     @property
@@ -176,10 +184,9 @@ class RobotPolicy(Policy):
         return field
 
     def _values(self, inputs: Inputs, prefix: Prefix) -> Tensor:
-        features = self.adapter.features(inputs, prefix)
         if "critic" not in self.heads:
-            return features.new_zeros(len(features))
-        found: Tensor = self.heads["critic"](features)[:, 0]
+            return torch.zeros(len(next(iter(inputs.values()))), device=self.device)
+        found: Tensor = self.heads["critic"](self.adapter.features(inputs, prefix))[:, 0]
         return found
 
     @property

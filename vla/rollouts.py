@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vla.mapping import check_actions
 from vla.policy import Acted, RobotPolicy
 from vla.sim.base import Chunk, Observations, Simulator
 
@@ -163,12 +164,7 @@ def padded(actions: Tensor, rows: Tensor, simulator: Simulator) -> Tensor:
     Raises:
         ValueError: the policy and the controller have not the same number of actions.
     """
-    if actions.shape[2] != simulator.action_size:
-        task = simulator.tasks[0]
-        raise ValueError(
-            f"the policy gives {actions.shape[2]} actions and the controller of {task.id} takes {task.action_size}: "
-            "set env.control to the one that it was trained with"
-        )
+    check_actions(actions.shape[2], simulator)
     whole = torch.zeros(len(rows), *actions.shape[1:])
     whole[rows] = actions.float().cpu()
     return whole

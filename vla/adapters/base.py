@@ -6,13 +6,19 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from vla.sim.base import Observations
+from vla.adapters.lora import LoRA
+from vla.mapping import Observe, Told, Wiring, check_actions, wire
+from vla.sim.base import Observations, Simulator
+
+Trained = Literal["expert", "full"]
+Reads = Literal["expert", "vlm"]
 
 Inputs = Mapping[str, Tensor]
 """What a model is given of n observations, by name, (n, ...): normalised, tokenised, resized. This is recorded."""
@@ -28,7 +34,9 @@ class Prefix(abc.ABC):
 
 class Adapter(nn.Module, abc.ABC):
     """A policy of lerobot with its processors. Letters: n rows, H and A of a chunk as it is denoised (both may be more
-    than is executed), K denoise steps, W numbers of a hidden layer."""
+    than is executed), K denoise steps, W numbers of a hidden layer.
+
+    Made from the policy, its processors, and `denoise_steps` and `execute` of the config (null: the policy's own)."""
 
     policy: PreTrainedPolicy
     chunk: tuple[int, int]  # H, A
@@ -42,6 +50,40 @@ class Adapter(nn.Module, abc.ABC):
     """Numbers that a noise head gives for one hidden vector: A where there is one a chunk's action, else H * A."""
     feature_size: int
     """Of what a critic reads."""
+    wiring: Wiring | None = None
+    """Which cameras and numbers its features are; None: matched with what it is shown."""
+
+    def prepare(
+        self, train: Trained | None, lora: LoRA | None, reads: Reads | None, generator: torch.Generator
+    ) -> None:
+        """Choose what is trained and what a critic reads; null is the policy's usual. Here: all of a small policy.
+
+        Raises:
+            ValueError: the policy has no such part.
+        """
+        for name, given in (("train", train if train != "full" else None), ("adapter", lora), ("critic.reads", reads)):
+            if given is not None:
+                raise ValueError(
+                    f"policy.{name} is {given!r}, and a {self.policy.config.type} has no action expert beside a VLM: "
+                    "leave it out"
+                )
+
+    def connect(self, simulator: Simulator, observe: Observe | None) -> None:
+        """Find where in `simulator` each feature comes from (`vla.mapping.wire`), and check the controller.
+
+        Raises:
+            ValueError: something does not fit; both sides are named.
+        """
+        self.wiring = wire(self.policy.config.input_features, Told.of(simulator), observe)
+        check_actions(self.action_size, simulator)
+
+    def read(self, seen: Observations) -> dict[str, Any]:
+        """What the preprocessor takes of n observations."""
+        wiring = self.wiring
+        if wiring is None:
+            told = Told("the task", tuple(seen.images), seen.state.shape[1], {})
+            wiring = wire(self.policy.config.input_features, told, None)
+        return wiring(seen)
 
     @abc.abstractmethod
     def inputs(self, observations: Observations) -> Inputs:
@@ -66,8 +108,12 @@ class Adapter(nn.Module, abc.ABC):
     processors: tuple[Any, Any]
     """The policy's own, before and after."""
 
-    def save(self, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         """A folder that lerobot's own loader takes."""
+        self.save(folder)
+
+    def save(self, folder: Path) -> None:
+        """What `load_weights` reads back."""
         self.policy.save_pretrained(folder)
         for processor in self.processors:
             processor.save_pretrained(folder)

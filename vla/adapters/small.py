@@ -38,16 +38,13 @@ class SmallAdapter(Adapter):
         if not 1 <= self.execute <= self.chunk[0]:
             raise ValueError(f"policy.execute is {self.execute}: this policy's chunks have {self.chunk[0]} actions")
         self.denoise_steps = denoise_steps or config.num_inference_steps
+        config.n_action_steps, config.num_inference_steps = self.execute, self.denoise_steps  # for what is exported
         self.hidden_size, self.noise_outputs = config.width, self.chunk[0] * self.chunk[1]
         self.feature_size = config.robot_state_feature.shape[0]
 
     def inputs(self, observations: Observations) -> Inputs:
-        if observations.state.shape[1] != self.feature_size:
-            raise ValueError(
-                f"the policy reads a state of {self.feature_size} numbers and the task tells "
-                f"{observations.state.shape[1]}: it was made for another task, robot or simulation.observe"
-            )
-        return {OBS_STATE: self.processors[0]({OBS_STATE: observations.state})[OBS_STATE]}
+        state = self.processors[0](self.read(observations))[OBS_STATE]
+        return {OBS_STATE: state.to(observations.state.device)}
 
     def prefix(self, inputs: Inputs) -> StatePrefix:
         return StatePrefix(inputs[OBS_STATE])

@@ -109,6 +109,8 @@ class TaskSpec:
     control_hz: int
     fast: bool
     """Whether the fast path takes its steps."""
+    parts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of the state, by the names that the task gives them: the first number, and the one after the last."""
     controls: tuple[str, ...] = ()
     """All controllers of its robot; none are named where there are several robots."""
 

@@ -109,8 +109,30 @@ def spec_of(task: TaskConfig, env: BaseEnv, views: Observations) -> TaskSpec:
         max_steps=steps_of(task),
         control_hz=env.control_freq,
         fast=False,
+        parts=_parts(env, views.state.shape[1]),
         controls=_controls(env),
     )
+
+
+def _parts(env: BaseEnv, size: int) -> dict[str, tuple[int, int]]:
+    """The named parts of a state of `size` numbers, in ManiSkill's order; none where they do not add up to it."""
+    told = {"agent": env._get_obs_agent(), "extra": env._get_obs_extra(env.get_info())}
+    found: dict[str, tuple[int, int]] = {}
+    last = 0
+    for path, count in _sizes(told):
+        name = path.rsplit("/", 1)[-1]
+        found[path if name in found else name] = (last, last + count)
+        last += count
+    return found if last == size else {}
+
+
+def _sizes(told: Mapping[str, object], above: str = "") -> Iterator[tuple[str, int]]:
+    """Paths of the tensors in nested mappings, and their numbers for one environment."""
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", common.flatten_state_dict({name: value}, use_torch=True).shape[-1]
 
 
 def _controls(env: BaseEnv) -> tuple[str, ...]:
