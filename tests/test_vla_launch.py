@@ -139,6 +139,17 @@ def test_a_rollout_is_kept_as_lerobot_reads_it(policy: RobotPolicy, tmp_path: Pa
         recording.write(tmp_path / "kept", episodes, 20)
 
 
+def test_pictures_are_kept_too(tmp_path: Path) -> None:
+    """To the last bit, and the first of an episode is what `mmrl check` compares."""
+    images = torch.randint(256, (3, 3, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    numbers, reached = torch.zeros(3), torch.tensor([False, False, True])
+    kept = recording.Recorded(torch.ones(3, 2), {"top": images}, torch.ones(3, 4), numbers, reached, "look", 7)
+    recording.write(tmp_path / "kept", [kept, kept], 10)
+    shown, rate = replays.read(tmp_path / "kept", 1)
+    assert (len(shown), rate, shown[0].seed) == (1, 10, 7)
+    assert torch.equal(shown[0].images["top"], images[0])
+
+
 # ---- videos -----------------------------------------------------------------------------------------------
 
 
@@ -222,26 +233,31 @@ def test_without_vulkan_there_is_a_sentence_and_no_video(
 
 
 class Driven(toy_robot.Plane):
-    """Under `backwards` actions have the other sign, `wide` takes three numbers."""
+    """Controllers side by side: under `backwards` actions have the other sign, `wide` takes three numbers."""
 
-    def __init__(self, copies: int, max_steps: int, control: str | None) -> None:
-        super().__init__(copies, max_steps)
-        self.sign = -1.0 if control == "backwards" else 1.0
-        high = (1.0,) * (3 if control == "wide" else 2)
-        self.tasks = (
-            replace(self.tasks[0], controls=("plane", "backwards", "wide"), action_low=high, action_high=high),
+    def __init__(self, copies: int, tasks: list[TaskConfig]) -> None:
+        super().__init__(copies * len(tasks), tasks[0].max_steps or 10)
+        controls = ("plane", "backwards", "wide")
+        size = [3 if task.control == "wide" else 2 for task in tasks]
+        self.tasks = tuple(
+            replace(self.tasks[0], label=task.label, controls=controls, action_low=(-1.0,) * n, action_high=(1.0,) * n)
+            for task, n in zip(tasks, size, strict=True)
         )
+        self.task_index = torch.arange(len(tasks)).repeat_interleave(copies)
+        signs = torch.tensor([-1.0 if task.control == "backwards" else 1.0 for task in tasks])
+        self.signs = signs.repeat_interleave(copies)[:, None, None]
 
     def chunk_step(self, actions: torch.Tensor, then: torch.Tensor | None = None):  # type: ignore[no-untyped-def]
-        return super().chunk_step(actions * self.sign, then)
+        return super().chunk_step(actions[..., :2] * self.signs)
+
+    def check_actions(self, actions: torch.Tensor) -> None:
+        assert actions.shape[2] in (2, self.action_size)
 
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     """Straight ways home, and a plane to go them on."""
-    monkeypatch.setattr(
-        replays, "start", lambda tasks, config: Driven(config.copies, tasks[0].max_steps, tasks[0].control)
-    )
+    monkeypatch.setattr(replays, "start", lambda tasks, config: Driven(config.copies, tasks))
     found = []
     for seed in range(5):
         at = torch.rand(2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
@@ -324,9 +340,9 @@ def test_cameras_stand_side_by_side(tmp_path: Path) -> None:
 # ---- over physics, from an empty folder -------------------------------------------------------------------
 
 QUICKLY = [
-    "logging.progress=false", "rollout.episodes=4", "held_out={episodes: 4, between: 2}", "simulation.workers=1",
-    "env.max_steps=16", "demonstrations.episodes=2", "train.steps=2", "evaluate={every: 1, samples: 2}", "stop=[]",
-    "train.update={epochs: 1, minibatches: 1}", "save.every=1",
+    "logging.progress=false", "rollout.episodes=4", "held_out={episodes: 4, between: 2, rebuild: false}", "simulation.workers=1",
+    "env.max_steps=16", "demonstrations.episodes=2", "train.steps=2", "evaluate={every: null, samples: 2}", "stop=[]",
+    "train.update={epochs: 1, minibatches: 1}", "save.every=2",
 ]  # fmt: skip
 
 
@@ -346,10 +362,10 @@ def test_init_and_check(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     said = capsys.readouterr().out
     for words in (
         "data      1 task, 4 episodes a step from 4 starts; 4 held out of each task", "sampled   success_rate 0.",
-        "4 episodes of 4 chunks", "-> 2 steps and 3 evaluations", "MB a checkpoint",
+        "4 episodes of 4 chunks", "-> 2 steps and 2 evaluations", "MB a checkpoint",
         "replay    2 of your demonstrations, actions straight into PushWide-v1 (pd_ee_delta_pos, 20 Hz): 2 succeed   OK",
         "camera    the policy observes states", "state     observation.state 35 of 35, at the start all within",
-        "on 2 starts (ODE), ", "on 4 with training noise", "GB in the simulator's own processes", "best ",
+        "on 2 starts (ODE), ", "on 4 with training noise", "GB in the simulator's processes", "best ",
     ):  # fmt: skip
         assert words in said, words
     for words in ("nan", "zero-spread", "within a prompt", "the prompt's form"):

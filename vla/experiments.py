@@ -134,6 +134,7 @@ class Experiment(experiment.Experiment):
         return RobotPolicy.load(found, runtime.fresh_generator("heads", shared=True))
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
+        launch.refuse_existing(self.record, output)
         parts = self.build(runtime)
         parts.policy.to(runtime.device)
         return launch.launch(self, runtime, parts, output)

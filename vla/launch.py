@@ -17,13 +17,24 @@ from vla import recording
 from vla.collector import EpisodeCollector
 from vla.evaluation import Outcomes
 from vla.policy import RobotPolicy
-from vla.recording import Trace
+from vla.recording import RecordConfig, Trace
 from vla.rollouts import Begun, Seconds, play
 from vla.sim.base import Simulator, TaskConfig
 from vla.videos import VideosConfig, film
 
 if TYPE_CHECKING:
     from vla.experiments import Experiment
+
+DATASET = "dataset"
+"""Folder of it in the output."""
+
+
+def refuse_existing(record: RecordConfig, output: Path) -> None:
+    """Raises:
+    ValueError: a data set is to be kept where there is one.
+    """
+    if record.dataset and (output / DATASET).exists():
+        raise ValueError(f"{output / DATASET} is there already: name another folder with --output, or remove it")
 
 
 def launch(experiment: Experiment, runtime: Runtime, parts: Parts, output: Path) -> dict[str, object]:
@@ -33,9 +44,7 @@ def launch(experiment: Experiment, runtime: Runtime, parts: Parts, output: Path)
     assert isinstance(collector, EpisodeCollector)
     assert isinstance(policy, RobotPolicy)
     simulator = collector.simulator
-    folder, trace = output / "dataset", Trace() if record.dataset else None
-    if trace is not None and folder.exists():  # before anything is played
-        raise FileExistsError(f"{folder} is there already: name another folder with --output, or remove it")
+    folder, trace = output / DATASET, Trace() if record.dataset else None
     with acting(policy):
         begun = collector.begin(policy, runtime.generator("collect"))
         if not record.explore:

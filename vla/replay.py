@@ -16,7 +16,7 @@ from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 from torch import Tensor
 
 from vla.demonstrations import SEED
-from vla.sim.base import Observations, SimulationConfig, SimulationError, TaskConfig
+from vla.sim.base import Observations, SimulationConfig, SimulationError, Simulator, TaskConfig
 from vla.sim.start import start
 
 AT_ONCE, PIECE, TRIED = 16, 50, 4
@@ -74,49 +74,60 @@ def read(folder: Path, count: int) -> tuple[list[Shown], int]:
 def replay(task: TaskConfig, simulation: SimulationConfig, shown: Sequence[Shown]) -> Replayed:
     """Every demonstration from its own initial state. Those of another number of actions than the controller's do not
     succeed."""
-    longest = max(len(one.actions) for one in shown)
-    task = replace(task, max_steps=longest)
+    task = replace(task, max_steps=max(len(one.actions) for one in shown))
     own = replace(simulation, copies=min(AT_ONCE, len(shown)), backend="physx_cpu", rebuild=True)
-    success, apart, views = 0, list[float](), list[Observations]()
+    succeeded, views = list[bool](), list[Observations]()
     with start([task], own) as simulator:
         spec = simulator.tasks[0]
         for first in range(0, len(shown), own.copies):
             part = shown[first : first + own.copies]
             rows = torch.arange(len(part))
             seen = simulator.reset(rows, torch.tensor([one.seed for one in part]))
-            mask = torch.arange(own.copies) < len(part)
-            views.append(seen.rows(mask, seen.state.device))
-            for row, one in enumerate(part):
-                if one.states.shape[1] == seen.state.shape[1]:
-                    apart.append(float((seen.state[row] - one.states[0]).abs().max()))
-            if part[0].actions.shape[1] == spec.action_size:
-                actions = torch.zeros(own.copies, longest, spec.action_size)
-                for row, one in enumerate(part):
-                    actions[row, : len(one.actions)] = one.actions
-                    actions[row, len(one.actions) :] = one.actions[-1]
-                parts = [simulator.chunk_step(piece).success for piece in actions.split(PIECE, 1)]
-                reached = torch.cat(parts, 1)
-                success += sum(bool(reached[row, : len(one.actions)].any()) for row, one in enumerate(part))
+            views.append(seen.rows(torch.arange(own.copies) < len(part), seen.state.device))
+            succeeded += _step(simulator, rows, part) if part[0].actions.shape[1] == spec.action_size else []
     state = torch.cat([view.state for view in views])
     images = {name: torch.cat([view.images[name] for view in views]) for name in views[0].images}
+    alike = [row for row, one in enumerate(shown) if one.states.shape[1] == state.shape[1]]
+    apart = max((float((state[row] - shown[row].states[0]).abs().max()) for row in alike), default=None)
     seen = Observations(state, images, (task.sentence(),) * len(shown))
-    return Replayed(
-        success, len(shown), spec.action_size, spec.control_hz, spec.controls, max(apart, default=None), seen
-    )
+    return Replayed(sum(succeeded), len(shown), spec.action_size, spec.control_hz, spec.controls, apart, seen)
 
 
 def others(
     task: TaskConfig, simulation: SimulationConfig, shown: Sequence[Shown], controls: Sequence[str]
-) -> dict[str, Replayed]:
-    """The first demonstrations under each other controller of the robot."""
-    own, found = replace(simulation, observe="state", video_size=None), dict[str, Replayed]()
-    for control in controls:
-        if control != task.control:
-            try:
-                found[control] = replay(replace(task, control=control), own, shown[:TRIED])
-            except SimulationError:  # a controller that this task cannot be built with
-                continue
-    return found
+) -> dict[str, int]:
+    """How many of the first demonstrations succeed under each other controller that takes as many numbers; none where
+    they cannot all be built."""
+    part, longest = shown[:TRIED], max(len(one.actions) for one in shown[:TRIED])
+    tried = [replace(task, control=name, max_steps=longest, name=name) for name in controls if name != task.control]
+    own = replace(simulation, copies=len(part), backend="physx_cpu", observe="state", video_size=None)
+    if not tried:
+        return {}
+    try:
+        with start(tried, own) as simulator:
+            size = part[0].actions.shape[1]
+            fits = [number for number, spec in enumerate(simulator.tasks) if spec.action_size == size]
+            rows = torch.tensor([number * len(part) + row for number in fits for row in range(len(part))])
+            if not fits:
+                return {}
+            simulator.reset(rows, torch.tensor([one.seed for one in part] * len(fits)))
+            reached = _step(simulator, rows, [*part] * len(fits))
+    except SimulationError:
+        return {}
+    return {tried[number].label: sum(reached[i * len(part) : (i + 1) * len(part)]) for i, number in enumerate(fits)}
+
+
+def _step(simulator: Simulator, rows: Tensor, shown: Sequence[Shown]) -> list[bool]:
+    """Take the actions of `shown` in the environments `rows`, which have begun: whether each succeeds within its own
+    length. The last action is repeated after that."""
+    longest = max(len(one.actions) for one in shown)
+    actions = torch.zeros(len(simulator), longest, simulator.action_size)
+    for row, one in zip(rows.tolist(), shown, strict=True):
+        taken, size = one.actions.shape
+        actions[row, :taken, :size] = one.actions
+        actions[row, taken:, :size] = one.actions[-1]
+    reached = torch.cat([simulator.chunk_step(piece).success for piece in actions.split(PIECE, 1)], 1)
+    return [bool(reached[row, : len(one.actions)].any()) for row, one in zip(rows.tolist(), shown, strict=True)]
 
 
 def of_tasks(shown: Sequence[Shown], tasks: Sequence[TaskConfig]) -> list[tuple[TaskConfig, list[Shown]]]:
@@ -146,14 +157,14 @@ def line_of(task: TaskConfig, simulation: SimulationConfig, shown: Sequence[Show
         )
     tried = others(task, simulation, shown, found.controls)
     own = shown[0].actions.shape[1]
-    fits = {name: f"{again.succeeded} of {again.count}" for name, again in tried.items() if again.action_size == own}
     reasons = []
     if own != found.action_size:
         reasons.append(f"they have {own} numbers and {control} takes {found.action_size}")
     if rate != found.control_hz:
         reasons.append(f"the data are at {rate} Hz")
-    if fits:
-        reasons.append("tried " + ", ".join(f"{name}: {result}" for name, result in fits.items()))
+    if tried:
+        count = min(TRIED, len(shown))
+        reasons.append("tried " + ", ".join(f"{name}: {number} of {count}" for name, number in tried.items()))
     return (
         f"{said}: your actions do not mean here what they meant in the data: control mode (`env.control`), frequency "
         f"or order of the joints{''.join(f'; {reason}' for reason in reasons)}"

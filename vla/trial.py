@@ -55,9 +55,10 @@ def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
         best = outcomes(policy, simulator, seeds, runtime.fresh_generator("evaluate"))
         seconds = _evaluation_s(evaluator, policy, runtime)
     rates, (ode, noise) = simulator.tasks, (share(best.once), share(noisy.once))
-    told["state"] = state_line(policy, first.state)
+    told["state"] = state_line(policy, policy.adapter.read(first).get(OBS_STATE, first.state))
     told["policy"] = f"success {shown(ode)} on {ode.n} starts (ODE), {shown(noise)} on {noise.n} with training noise"
-    told["workers"] = f"{simulator.memory_mb() / 1024:.1f} GB in the simulator's own processes, beside the peak above"
+    if simulator.memory_mb():
+        told["workers"] = f"{simulator.memory_mb() / 1024:.1f} GB in the simulator's processes, beside the peak above"
     count = collector.config.episodes
     return Trial(
         rollout=rollout,
