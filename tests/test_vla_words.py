@@ -245,7 +245,7 @@ def test_one_policy_is_cloned_from_two_tasks(tmp_path: Path, capsys: pytest.Capt
     words = [
         tasks, "warmup.demonstrations.episodes=[2, 1]", f"warmup.demonstrations.script={{expert: {experts}}}",
         f"warmup.demonstrations.folder={tmp_path / 'set'}", "warmup.cloning.steps=20", "held_out.episodes=2",
-        "held_out.between=2", "simulation.workers=1", "simulation.copies=2", "logging.progress=false",
+        "held_out.between=2", "held_out.step=auto", "simulation.workers=1", "simulation.copies=2", "logging.progress=false",
     ]  # fmt: skip
     assert mmrl(["warmup", "vla/warmup_words", *words, "--output", str(tmp_path / "out")]) == 0
     told = json.loads((tmp_path / "out" / "warmup.json").read_text())

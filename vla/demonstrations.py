@@ -29,7 +29,7 @@ SEED = "seed"
 SEED_FEATURE: dict[str, dict[str, Any]] = {SEED: {"dtype": "int64", "shape": (1,), "names": None}}
 """Of an episode's initial state, in each of its frames: with it `mmrl check` can play the episode again."""
 AT_ONCE = 16
-"""Environments that demonstrate together."""
+"""Environments that demonstrate together, at most."""
 Counts = int | tuple[int, ...]
 
 
@@ -149,8 +149,8 @@ def demonstrate(
     Raises:
         ValueError: fewer than one in ten episodes succeeds.
     """
-    asked = simulation or SimulationConfig()
-    draws, few = asked.observe == "images", replace(asked, copies=AT_ONCE, workers=1, video_size=None)
+    asked, together = simulation or SimulationConfig(), min(count, AT_ONCE)
+    draws, few = asked.observe == "images", replace(asked, copies=together, workers=1, video_size=None)
     acts = replace(few, observe="state", rebuild=draws)
     found: list[Episode] = []
     seeing = start([task], replace(few, rebuild=True)) if draws else nullcontext()
@@ -159,8 +159,8 @@ def demonstrate(
         while len(found) < count:
             if tried >= 10 * count + AT_ONCE:
                 raise ValueError(f"{script.experts[0]} succeeded in {len(found)} of {tried} episodes of {task.id}")
-            seeds = list(range(script.first_seed + tried, script.first_seed + tried + AT_ONCE))
-            tried += AT_ONCE
+            seeds = list(range(script.first_seed + tried, script.first_seed + tried + together))
+            tried += together
             episodes = attempt(simulator, script, seeds, generator)
             found += episodes if seer is None else replay(seer, episodes)
     return found[:count], rate
