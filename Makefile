@@ -47,6 +47,7 @@ assets: setup
 	$(BIN)/mmrl warmup diffusion/warmup_unet
 	$(BIN)/mmrl warmup diffusion/warmup_flow
 	$(BIN)/mmrl warmup vla/warmup_pushcube
+	$(BIN)/mmrl warmup vla/warmup_pickcube
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
@@ -54,6 +55,7 @@ results: setup
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.vla
+	$(BIN)/python -m benchmarks.vla_pickcube
 	$(BIN)/python -m benchmarks.readme
 
 clean:
