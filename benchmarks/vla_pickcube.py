@@ -1,4 +1,4 @@
-"""pi_RL on PickCube: the recipe over 3 seeds, and what made the prototype fail, one change at a time.
+"""pi_RL on PickCube: the recipe over 3 seeds, and what sets it apart from the prototype, one change at a time.
 
 `recipe`: 200 held-out episodes before and after on ManiSkill's own step, as in benchmarks/vla.py, from seeds that no
 setting was looked at with. `diagnosis`: one seed of each variant for 60 steps; the share of rollouts that succeed with
