@@ -49,6 +49,7 @@ assets: setup vulkan
 	$(BIN)/mmrl warmup vla/warmup_pushcube
 	$(BIN)/mmrl warmup vla/warmup_words
 	$(BIN)/mmrl warmup vla/warmup_pictures
+	$(BIN)/mmrl warmup vla/warmup_pickcube
 
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup vulkan
@@ -58,6 +59,7 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.vla
 	$(BIN)/python -m benchmarks.vla_words
 	$(BIN)/python -m benchmarks.vla_pictures
+	$(BIN)/python -m benchmarks.vla_pickcube
 	$(BIN)/python -m benchmarks.readme
 
 clean:

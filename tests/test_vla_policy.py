@@ -24,6 +24,7 @@ from vla.policy import RobotPolicy
 from vla.sim.base import Observations
 
 ONE, ALL, NOISE = FlowSDE(), FlowSDE(steps="all"), FlowNoise(0.1, 0.4)
+LAST = FlowNoise(0.1, 0.4, steps="last")
 COUNTINGS = [
     {"level": level, "decisions": decisions, "reduction": reduction}
     for level in ("chunk", "action", "token") for decisions, reduction in (("chain", "sum"), ("chain", "mean"), ("step", "sum"))
@@ -109,6 +110,22 @@ def test_flow_noise_has_the_exact_joint_log_likelihood_of_the_chain(folder: Path
     assert policy.decision_size == 5 * 6
 
 
+def test_flow_noise_on_the_last_step_alone_is_the_density_of_the_action_there(folder: Path) -> None:
+    policy = load(folder, exploration=LAST)
+    noise, last = torch.randn(5, 5, 3, 2, generator=draws()), LAST.stochastic((5,), 4, draws())
+    assert last.tolist() == [[False, False, False, True]] * 5
+    with acting(policy):
+        acted = policy.act(Observations(torch.randn(5, 3, generator=draws())), "", noise, last)
+        field, states = policy._field(policy.adapter.prefix(acted.inputs)), acted.chain.states
+        velocity, raw = field(states[:, 3], 3, torch.arange(5))
+        assert raw is not None
+        mean, std = states[:, 3] - velocity / 4, LAST.scaled(raw)
+    assert torch.allclose(states[:, 4], mean + std * noise[:, 4], atol=1e-6)
+    total = Normal(0.0, 1.0).log_prob(states[:, 0]) + Normal(mean, std).log_prob(states[:, 4])
+    assert acted.logprobs[:, 0].tolist() == pytest.approx(total.sum((1, 2)).tolist(), abs=1e-4)
+    assert policy.decision_size == 2 * 6
+
+
 def test_levels_and_reductions_divide_the_same_density(folder: Path) -> None:
     densities, start = torch.randn(2, 4, 3, 2, generator=draws()), torch.randn(2, 3, 2, generator=draws())
     every = torch.ones(2, 4, dtype=torch.bool)
@@ -136,7 +153,7 @@ def test_levels_and_reductions_divide_the_same_density(folder: Path) -> None:
 # ---- the contract -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exploration", [ONE, ALL, NOISE], ids=["sde_one", "sde_all", "noise"])
+@pytest.mark.parametrize("exploration", [ONE, ALL, NOISE, LAST], ids=["sde_one", "sde_all", "noise", "last"])
 @pytest.mark.parametrize("counting", COUNTINGS, ids=lambda c: "-".join(c.values()))
 def test_policy_and_collector_keep_their_contracts(folder: Path, exploration: object, counting: dict[str, str]) -> None:
     policy = load(folder, exploration=exploration, **counting)

@@ -36,6 +36,8 @@ class Exploration(abc.ABC):
     """Whether there is a noise head, from which `std` of `step` comes."""
     counts_start: bool = False
     """Whether log N(x_1; 0, I) belongs to the log-likelihood of a chain."""
+    steps: Literal["one", "last", "all"] = "all"
+    """Which denoise steps of a chunk are stochastic."""
 
     @abc.abstractmethod
     def stochastic(self, shape: tuple[int, ...], steps: int, generator: torch.Generator) -> Tensor:
@@ -77,11 +79,14 @@ class FlowSDE(Exploration):
 
 @dataclass(frozen=True)
 class FlowNoise(Exploration):
-    """Every step is stochastic, and a chain has its exact joint log-likelihood. Standard deviations are from `low` to
-    `high`, at first their geometric mean."""
+    """Standard deviations are from `low` to `high`, at first their geometric mean. With `steps: all` every step is
+    stochastic, and a chain has its exact joint log-likelihood. With `steps: last` only the last is, and the likelihood
+    is that of the action given what the flow came to before it: a cloned flow takes back most of what is added earlier,
+    so that those terms tell little of the action, and add their variance to the ratio."""
 
     low: float = 0.08
     high: float = 0.16
+    steps: Literal["last", "all"] = "all"
     learns_noise = True
     counts_start = True
 
@@ -90,7 +95,8 @@ class FlowNoise(Exploration):
             raise ValueError(f"FlowNoise has low {self.low} and high {self.high}: give 0 < low <= high")
 
     def stochastic(self, shape: tuple[int, ...], steps: int, generator: torch.Generator) -> Tensor:
-        return torch.ones(*shape, steps, dtype=torch.bool, device=generator.device)
+        number = torch.arange(steps, device=generator.device)
+        return (number >= (steps - 1 if self.steps == "last" else 0)).expand(*shape, steps).clone()
 
     def step(self, x_t: Tensor, velocity: Tensor, number: int, steps: int, std: Tensor | None) -> tuple[Tensor, Tensor]:
         assert std is not None

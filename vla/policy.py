@@ -110,10 +110,8 @@ class RobotPolicy(Policy):
     def decision_size(self) -> int:
         """Numbers whose densities one log-prob sums, for parity."""
         explores = self.config.exploration
-        one = isinstance(explores, FlowSDE) and explores.steps == "one"
-        return self.counting.dimensions(
-            (1 if one else self.adapter.denoise_steps) + explores.counts_start, self.executed
-        )
+        noisy = self.adapter.denoise_steps if explores.steps == "all" else 1
+        return self.counting.dimensions(noisy + explores.counts_start, self.executed)
 
     def critic_parameters(self) -> Sequence[nn.Parameter]:
         return list(self.heads["critic"].parameters()) if "critic" in self.heads else []
