@@ -34,7 +34,8 @@ class RolloutConfig:
 
 class PictureCollector(Collector):
     """Draws a group of pictures of each prompt and rewards them. The reward falls on the last step, whether it is a
-    decision or not."""
+    decision or not. Steps that are none belong to the decision before them, as those of a chain do (`chain_ends`):
+    their values, which are not trained, then cancel in GAE, for any lambda."""
 
     def __init__(
         self,
@@ -72,6 +73,9 @@ class PictureCollector(Collector):
             alive=alive,
             rewards=rewards,
             discounts=torch.ones_like(rewards),
+            values=drawn.values,
+            last_value=None if drawn.values is None else torch.zeros_like(rewards[:, 0]),
+            chain_ends=torch.nn.functional.pad(drawn.mask[:, 1:], (0, 1), value=True),
             group_ids=torch.tensor(list(places), device=device).repeat_interleave(self.config.group),
             reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
             applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffusion import example, trial
+from diffusion import adapters, example, trial
 from diffusion.collector import PictureCollector, RolloutConfig
 from diffusion.evaluation import WATCHED, PictureEvaluator, SheetConfig, Watched
 from diffusion.policy import DiffusionPolicy, PolicyConfig
@@ -74,7 +74,8 @@ class Experiment(experiment.Experiment):
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
-        policy = DiffusionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
+        started = replace(self.policy, model=existing_asset(self.policy.model))
+        policy = DiffusionPolicy.load(started, runtime.fresh_generator("heads", shared=True))
         if start is not None:
             policy.load_weights(start)
         collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
@@ -116,7 +117,7 @@ class Experiment(experiment.Experiment):
             raise ValueError("--dtype is of experiment vision alone: diffusers casts as it loads (torch_dtype)")
         absent = "".join(f", {name}=None" for name in policy.absent())
         if self.policy.adapter is not None and not merge:
-            policy.save_pretrained(folder)
+            adapters.save(policy.pipeline, policy.name, folder)
             return Exported("diffusers", LORA.format(base=self.policy.model, absent=absent))
         if self.policy.adapter is not None:
             policy.pipeline.fuse_lora()

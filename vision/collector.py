@@ -69,7 +69,9 @@ class AnswerCollector(Collector):
         scores = self.reward(as_samples(self.asked, answers))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
         return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
-            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)}
+            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)},
+            values=drawn.values,
+            last_value=None if drawn.values is None else drawn.values.new_zeros(len(drawn.values)),  # rewarded as it is
         )
 
     def state_dict(self) -> dict[str, object]:

@@ -118,7 +118,7 @@ class Experiment(experiment.Experiment):
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward = WeightedSum(self.rewards)
         split = self.data.split
-        policy = self.load_policy()
+        policy = self.load_policy(runtime)
         if start is not None:
             policy.load_weights(start)
         encode = self.encoder(policy)
@@ -133,9 +133,10 @@ class Experiment(experiment.Experiment):
             reference.to(runtime.device)
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
 
-    def load_policy(self) -> VisionPolicy:
+    def load_policy(self, runtime: Runtime) -> VisionPolicy:
         """The policy that training starts from."""
-        return VisionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
+        found = replace(self.policy, model=existing_asset(self.policy.model))
+        return VisionPolicy.load(found, runtime.fresh_generator("heads", shared=True))
 
     def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
         """Examples to prompts of this model."""
@@ -158,8 +159,8 @@ class Experiment(experiment.Experiment):
     def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:
         """Parts of a supervised run from the same start, in this experiment's prompt style."""
         data = replace(self.data, hold_out=hold_out)
-        mine = replace(self, data=data)
-        split, policy = data.split, self.load_policy()
+        mine = replace(self, data=data, policy=replace(self.policy, critic=None))
+        split, policy = data.split, mine.load_policy(runtime)
         encode = mine.encoder(policy)
         encode.check([*split.demonstrations, *(split.pool if all_labels else ()), *data.held_out()])
         examples = [*split.demonstrations, *(split.pool if all_labels else ())]
@@ -183,7 +184,7 @@ class Experiment(experiment.Experiment):
                 "the key `warmup` is missing: `mmrl warmup` reads it; see configs/vision/warmup_digits.yaml"
             )
         config, split = self.warmup, self.data.split
-        start = self.policy
+        start = replace(self.policy, critic=None)
         if config.model is not None:
             make_model(config, self.data.training, split, self.seed, output)
             start = replace(start, model=str(output))

@@ -12,6 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import nn
 from tqdm import tqdm
 
+from mmrl.heads import initialise
 from vla.demonstrations import Frames, statistics
 from vla.embedded import SmallFlowConfig, SmallFlowPolicy
 
@@ -82,12 +83,3 @@ def new_policy(frames: Frames, config: CloningConfig, generator: torch.Generator
     policy = SmallFlowPolicy(sizes)
     initialise(policy, generator)
     return policy
-
-
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights and biases of linear layers as torch draws them, but from `generator`."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            bound = layer.in_features**-0.5
-            for parameter in (layer.weight, layer.bias):
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)

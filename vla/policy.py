@@ -13,13 +13,13 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from mmrl.gaussian import Reduction
+from mmrl.heads import CriticConfig, Perceptron
 from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
 from vla.adapters.base import Inputs
 from vla.chains import Chain, Counting, Field, Level
 from vla.exploration import Exploration, FlowSDE
-from vla.heads import CriticConfig, Perceptron
 from vla.sim.base import Observations
 from vla.transitions import ChunkTransitions
 
