@@ -2,7 +2,7 @@
 
 An algorithm is a list of overrides in configs/compare/algorithms.yaml, the same for all three domains; a domain is a
 recipe and what is said of it below, the same for all five algorithms. One seed, one process, CPU_S seconds of training
-each: enough to see that a pair learns, not to rank them. Every run is a run folder under runs/benchmark_thesis; finished
+each: enough to see that a pair learns, not to rank them. Every run is a folder under runs/benchmark_thesis; finished
 ones are not run again.
 
     python -m benchmarks.thesis

@@ -19,8 +19,8 @@ def features(x: Tensor, prediction: Tensor, progress: Tensor) -> Tensor:
 
     The prediction is there anyway, and is what the model makes of latent, time and prompt: the prompt is in it, which
     could not be read itself without knowing under which names this kind of model is told of it. Statistics of channels
-    are the same few numbers for every size of picture, for UNets and for transformers, where hidden layers are not. They
-    do not say where something is in the picture: V knows its kind, not its layout.
+    are the same few numbers for every size of picture, for UNets and for transformers, where hidden layers are not.
+    They do not say where something is in the picture: V knows its kind, not its layout.
 
     Raises:
         ValueError: the latents have no channels.
