@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import Asked, as_samples
 from diffusion.sampling import Drawn, SamplingConfig, draw, joined
-from mmrl.order import Shuffled
+from mmrl.order import Shuffled, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
 
@@ -45,10 +45,7 @@ class PictureCollector(Collector):
         sampling: SamplingConfig,
         runtime: Runtime,
     ) -> None:
-        if config.prompts % runtime.world or config.prompts < runtime.world:
-            raise ValueError(
-                f"rollout.prompts is {config.prompts} on {runtime.world} processes: give a multiple of {runtime.world}"
-            )
+        check_shared_out(config.prompts, runtime)
         self.prompts, self.reward, self.config = prompts, reward, config
         self.sampling, self.runtime = sampling, runtime
         self._order = Shuffled(len(prompts), runtime, "prompts")
@@ -57,9 +54,8 @@ class PictureCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, DiffusionPolicy)
-        taken = self._order.take(self.config.prompts)
-        places = range(self.runtime.rank, len(taken), self.runtime.world)
-        chosen = [self.prompts[taken[place]] for place in places]
+        places, mine = self._order.share(self.config.prompts)
+        chosen = [self.prompts[number] for number in mine]
         drawn, scores = self._drawn_and_rewarded(policy, chosen, generator)
         self.pictures = drawn.pictures
         device = drawn.logprobs.device
@@ -108,10 +104,10 @@ class PictureCollector(Collector):
         return self.reward(samples)
 
     def state_dict(self) -> dict[str, object]:
-        return {"drawn": self._order.drawn}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.drawn = int(str(state["drawn"]))
+        self._order.load_state_dict(state)
 
 
 def joined_scores(several: Sequence[Scores]) -> Scores:

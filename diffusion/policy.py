@@ -28,6 +28,7 @@ from diffusion.transitions import DenoiseTransitions
 from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
 from mmrl.heads import HEADS, CriticConfig, make_critic, values_of
+from mmrl.reference import Reference
 from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
@@ -263,14 +264,14 @@ class DiffusionPolicy(Policy):
         """A frozen policy: what a KL penalty keeps close to. `moved`: the adapter is not the config's any more."""
         if self.config.adapter is None:
             frozen = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
-            return Reference(self, frozen, None)
+            return OtherDenoiser(self, frozen, None)
         if (moved or isinstance(self.config.adapter, str)) and self.config.reference == "start":
             adapters.copy_start(self.denoiser)
-            return Reference(self, None, adapters.START)
-        return Reference(self, None, None)  # a new adapter starts as none at all
+            return OtherDenoiser(self, None, adapters.START)
+        return OtherDenoiser(self, None, None)  # a new adapter starts as none at all
 
 
-class Reference(Policy):
+class OtherDenoiser(Reference):
     """The same policy with a frozen denoiser, another adapter, or none."""
 
     windowable = True
@@ -295,12 +296,6 @@ class Reference(Policy):
         with policy.log_probs_alone():
             found: Evaluation = policy(transitions, steps)
         return found
-
-    def save_pretrained(self, folder: Path) -> None:
-        raise TypeError("a reference is not saved: it is made again from where the run started")
-
-    def load_weights(self, folder: Path) -> None:
-        raise TypeError("a reference is not loaded: it is made again from where the run started")
 
 
 def _absent(model: str) -> dict[str, None]:
