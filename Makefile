@@ -54,6 +54,7 @@ results: setup
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.vla
+	$(BIN)/python -m benchmarks.thesis
 	$(BIN)/python -m benchmarks.readme
 
 clean:
