@@ -60,6 +60,7 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.vla_words
 	$(BIN)/python -m benchmarks.vla_pictures
 	$(BIN)/python -m benchmarks.vla_pickcube
+	$(BIN)/python -m benchmarks.thesis
 	$(BIN)/python -m benchmarks.readme
 
 clean:

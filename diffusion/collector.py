@@ -12,7 +12,7 @@ from PIL import Image
 from diffusion.policy import DiffusionPolicy
 from diffusion.prompts import Asked, as_samples
 from diffusion.sampling import Drawn, SamplingConfig, draw, joined
-from mmrl.order import Shuffled
+from mmrl.order import Shuffled, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
 
@@ -34,7 +34,8 @@ class RolloutConfig:
 
 class PictureCollector(Collector):
     """Draws a group of pictures of each prompt and rewards them. The reward falls on the last step, whether it is a
-    decision or not."""
+    decision or not. Steps that are none belong to the decision before them, as those of a chain do (`chain_ends`):
+    their values, which are not trained, then cancel in GAE, for any lambda."""
 
     def __init__(
         self,
@@ -44,10 +45,7 @@ class PictureCollector(Collector):
         sampling: SamplingConfig,
         runtime: Runtime,
     ) -> None:
-        if config.prompts % runtime.world or config.prompts < runtime.world:
-            raise ValueError(
-                f"rollout.prompts is {config.prompts} on {runtime.world} processes: give a multiple of {runtime.world}"
-            )
+        check_shared_out(config.prompts, runtime)
         self.prompts, self.reward, self.config = prompts, reward, config
         self.sampling, self.runtime = sampling, runtime
         self._order = Shuffled(len(prompts), runtime, "prompts")
@@ -56,9 +54,8 @@ class PictureCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, DiffusionPolicy)
-        taken = self._order.take(self.config.prompts)
-        places = range(self.runtime.rank, len(taken), self.runtime.world)
-        chosen = [self.prompts[taken[place]] for place in places]
+        places, mine = self._order.share(self.config.prompts)
+        chosen = [self.prompts[number] for number in mine]
         drawn, scores = self._drawn_and_rewarded(policy, chosen, generator)
         self.pictures = drawn.pictures
         device = drawn.logprobs.device
@@ -72,10 +69,11 @@ class PictureCollector(Collector):
             alive=alive,
             rewards=rewards,
             discounts=torch.ones_like(rewards),
+            values=drawn.values,
+            last_value=None if drawn.values is None else torch.zeros_like(rewards[:, 0]),
+            chain_ends=torch.nn.functional.pad(drawn.mask[:, 1:], (0, 1), value=True),
             group_ids=torch.tensor(list(places), device=device).repeat_interleave(self.config.group),
-            prompt_ids=torch.tensor([taken[place] for place in places], device=device).repeat_interleave(
-                self.config.group
-            ),
+            prompt_ids=torch.tensor(mine, device=device).repeat_interleave(self.config.group),
             reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
             applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},
             decision_size=1 if policy.config.logprob_reduction == "mean" else drawn.transitions.dimensions,
@@ -107,10 +105,10 @@ class PictureCollector(Collector):
         return self.reward(samples)
 
     def state_dict(self) -> dict[str, object]:
-        return {"drawn": self._order.drawn}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.drawn = int(str(state["drawn"]))
+        self._order.load_state_dict(state)
 
 
 def joined_scores(several: Sequence[Scores]) -> Scores:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffusion import example, trial
+from diffusion import adapters, example, trial
 from diffusion.collector import PictureCollector, RolloutConfig
 from diffusion.evaluation import WATCHED, PictureEvaluator, SheetConfig, Watched
 from diffusion.policy import DiffusionPolicy, PolicyConfig
@@ -19,10 +17,9 @@ from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
-from mmrl.metrics import rollout_metrics
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset
-from mmrl.runtime import Runtime, RuntimeConfig, acting
+from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.types import Policy, RewardFunction
@@ -74,7 +71,8 @@ class Experiment(experiment.Experiment):
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
-        policy = DiffusionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
+        started = replace(self.policy, model=existing_asset(self.policy.model))
+        policy = DiffusionPolicy.load(started, runtime.fresh_generator("heads", shared=True))
         if start is not None:
             policy.load_weights(start)
         collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
@@ -82,26 +80,12 @@ class Experiment(experiment.Experiment):
         algorithm = self.algorithm
         wanted = algorithm.needs_reference or algorithm.needs_exact_kl or "kl" in self.watch
         reference = policy.reference(moved=start is not None) if wanted else None
-        if reference is not None:
-            reference.to(runtime.device)
         if self.algorithm.needs_outcome:
             policy.differentiable_reward = differentiable(self.rewards)
         evaluator = PictureEvaluator(
             held_out, self.sampling, reward, metrics, self.data.eval_pictures, self.watch, reference, self.sheet
         )
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="reward")
-
-    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
-        parts = self.build(runtime)
-        parts.policy.to(runtime.device)
-        began = time.perf_counter()
-        with acting(parts.policy):
-            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
-            seconds = time.perf_counter() - began
-            parts.evaluator.samples(parts.policy, runtime.fresh_generator("samples"), output, self.evaluate.samples)
-        figures = {**rollout_metrics(rollout), "seconds": seconds, "samples_per_s": len(rollout) / seconds}
-        (output / "rollout.json").write_text(json.dumps(figures, indent=1))
-        return dict(figures)
 
     def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
         return trial.try_out(self, runtime, parts)
@@ -116,7 +100,7 @@ class Experiment(experiment.Experiment):
             raise ValueError("--dtype is of experiment vision alone: diffusers casts as it loads (torch_dtype)")
         absent = "".join(f", {name}=None" for name in policy.absent())
         if self.policy.adapter is not None and not merge:
-            policy.save_pretrained(folder)
+            adapters.save(policy.pipeline, policy.name, folder)
             return Exported("diffusers", LORA.format(base=self.policy.model, absent=absent))
         if self.policy.adapter is not None:
             policy.pipeline.fuse_lora()
@@ -156,9 +140,6 @@ class Warmup(experiment.Experiment):
         return self.warmup.output
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
-        raise ValueError("this config makes a small model: run it with `mmrl warmup`")
-
-    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         raise ValueError("this config makes a small model: run it with `mmrl warmup`")
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:

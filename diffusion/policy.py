@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,21 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from diffusion import adapters
 from diffusion.adapters import LoRA
 from diffusion.capture import decoder_input, denoiser_name, nested, with_guidance
+from diffusion.critic import feature_count, features
 from diffusion.encoding import PromptCache
 from diffusion.prompts import as_samples
 from diffusion.steppers import Stepper, stepper_for
 from diffusion.transitions import DenoiseTransitions
 from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
+from mmrl.heads import HEADS, CriticConfig, make_critic, values_of
+from mmrl.reference import Reference
 from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
@@ -39,7 +43,7 @@ class PolicyConfig:
     `reference` is what a KL penalty keeps close to: the start, adapter included, or the model without any. `scheduler`
     takes the place of the pipeline's own, by its class in diffusers; `stepper` that of the table's. `offload` keeps
     encoders and autoencoder off the GPU while they are not in use; `attention` xformers needs its package, and a
-    GPU."""
+    GPU. `critic` is V of the state before each step (`diffusion.critic`), for advantages that need one; null: none."""
 
     model: str
     adapter: LoRA | str | None = None
@@ -49,6 +53,7 @@ class PolicyConfig:
     stepper: Stepper | None = None
     offload: bool = False
     attention: Literal["sdpa", "xformers"] = "sdpa"
+    critic: CriticConfig | None = None
 
 
 class DiffusionPolicy(Policy):
@@ -56,7 +61,9 @@ class DiffusionPolicy(Policy):
 
     windowable = True
 
-    def __init__(self, pipeline: DiffusionPipeline, config: PolicyConfig) -> None:
+    def __init__(
+        self, pipeline: DiffusionPipeline, config: PolicyConfig, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.name = denoiser_name(pipeline)
         self._pipeline = (pipeline,)  # in a tuple: encoders and autoencoder are no part of the policy
@@ -74,6 +81,8 @@ class DiffusionPolicy(Policy):
                 "draw prompts: give a text-to-image pipeline with all its parts"
             )
         self.denoiser: nn.Module = pipeline.components[self.name]
+        channels: int = self.denoiser.config.in_channels  # type: ignore[union-attr, assignment]
+        self.critic = make_critic(config.critic, feature_count(channels), generator)
         self.stepper = config.stepper or stepper_for(pipeline.scheduler)
         self.differentiable_reward: Callable[[Tensor, Samples], Tensor] | None = None
         """Rewards (n,) of pixels (n, 3, Y, X) in 0..1; read if `report_outcome`."""
@@ -81,8 +90,8 @@ class DiffusionPolicy(Policy):
             raise ValueError(f"policy.adapter {config.adapter!r} leaves nothing to train in the {self.name}")
 
     @staticmethod
-    def load(config: PolicyConfig) -> DiffusionPolicy:
-        """The pipeline `config.model` in float32.
+    def load(config: PolicyConfig, generator: torch.Generator | None = None) -> DiffusionPolicy:
+        """The pipeline `config.model` in float32. A critic is new, of `generator`.
 
         Raises:
             ValueError: it is neither a folder that holds a pipeline nor the name of one.
@@ -102,7 +111,7 @@ class DiffusionPolicy(Policy):
             )
         if config.attention == "xformers":
             _use_xformers(pipeline)
-        return DiffusionPolicy(pipeline, config)
+        return DiffusionPolicy(pipeline, config, generator)
 
     @property
     def pipeline(self) -> DiffusionPipeline:
@@ -128,15 +137,20 @@ class DiffusionPolicy(Policy):
             pipeline.to(device)
         return pipeline
 
+    def critic_parameters(self) -> Sequence[nn.Parameter]:
+        return [] if self.critic is None else list(self.critic.parameters())
+
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
-        """Log-probs (b, t) of the latents that were drawn at `steps`, from one flat batch of (row, step) pairs. A step
-        without noise has no density: its log-prob is 0."""
+        """Log-probs and values (b, t) of the latents that were drawn at `steps`, from one flat batch of (row, step)
+        pairs. A step without noise has no density: its log-prob is 0."""
         if not isinstance(transitions, DenoiseTransitions):
             raise TypeError(f"DiffusionPolicy scores DenoiseTransitions, got {type(transitions).__name__}")
         transitions, shape = transitions.to(self.device), steps.shape
         rows = torch.arange(shape[0], device=self.device)[:, None].expand(shape).flatten()
         flat = steps.to(self.device).flatten()
-        mean, std = self.gaussian(transitions, rows, flat)
+        output = with_guidance(self._denoise(transitions, rows, flat), transitions.call)
+        mean, std = self.gaussian(output, transitions, rows, flat)
+        values = self.values(output, transitions, rows, flat)
         means, stds = mean.unflatten(0, shape), std.unflatten(0, shape)
         drawn = transitions.latents[rows, flat + 1].unflatten(0, shape)
         outcome = self._outcome(transitions, mean, rows, flat).unflatten(0, shape) if self.report_outcome else None
@@ -146,7 +160,10 @@ class DiffusionPolicy(Policy):
                 theirs = self.kl_reference[0](transitions, steps).means
             divergence = self.divergence(means, theirs, stds)
         logprobs = self.log_density(drawn, means, stds)
-        return Evaluation(logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome)
+        return Evaluation(
+            logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome,
+            values=None if values is None else values.unflatten(0, shape),
+        )  # fmt: skip
 
     @contextmanager
     def log_probs_alone(self) -> Iterator[None]:
@@ -158,13 +175,22 @@ class DiffusionPolicy(Policy):
         finally:
             self.kl_reference, self.report_outcome = asked
 
-    def gaussian(self, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (n, ...) and standard deviation (n, 1, ...) of the latents after `steps` (n,) of `rows` (n,)."""
-        output = with_guidance(self._denoise(transitions, rows, steps), transitions.call)
+    def gaussian(
+        self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (n, ...) and standard deviation (n, 1, ...) of the latents after `steps` (n,) of `rows` (n,), where the
+        denoiser's output after guidance is `output` (n, ...)."""
         table = {name: values[steps] for name, values in transitions.table.items()}
         x, noisy = transitions.latents[rows, steps], transitions.noisy[rows, steps]
         mean, std = self.stepper.distribution(output, x, table, noisy)
         return mean, std.expand(len(steps), *std.shape[1:])
+
+    def values(self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> Tensor | None:
+        """V (n,) of the states before `steps` (n,) of `rows` (n,), likewise; None without a critic."""
+        if self.critic is None:
+            return None
+        x, progress = transitions.seen[rows, steps], steps / (transitions.latents.shape[1] - 1)
+        return values_of(self.critic, features(x, output, progress))
 
     def divergence(self, means: Tensor, others: Tensor, stds: Tensor) -> Tensor:
         """KL (b, t) of Gaussians (b, t, ...) of the same deviation, 0 where that is."""
@@ -196,9 +222,8 @@ class DiffusionPolicy(Policy):
     def _denoise(self, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> Tensor:
         """The denoiser's output (copies x n, ...) for n pairs."""
         call, n = transitions.call, len(rows)
-        source = transitions.inputs if transitions.inputs is not None else transitions.latents
         arguments: dict[str, object] = dict(call.shared)
-        arguments[call.latent] = torch.cat([source[rows, steps]] * call.copies)
+        arguments[call.latent] = torch.cat([transitions.seen[rows, steps]] * call.copies)
         for path, by_prompt in call.prompts.items():
             chosen = by_prompt[transitions.prompt_index[rows]]
             arguments[path] = chosen.transpose(0, 1).flatten(0, 1)
@@ -216,13 +241,19 @@ class DiffusionPolicy(Policy):
         return next(self.denoiser.parameters()).device
 
     def save_pretrained(self, folder: Path) -> None:
-        """The denoiser, or only its LoRA in diffusers' form."""
+        """The denoiser, or only its LoRA in diffusers' form; a critic beside it."""
         if self.config.adapter is None:
             self.denoiser.save_pretrained(folder)  # type: ignore[operator]
         else:
             adapters.save(self.pipeline, self.name, folder)
+        if self.critic is not None:
+            save_model(self.critic, str(folder / HEADS))
 
     def load_weights(self, folder: Path) -> None:
+        if (
+            self.critic is not None and (folder / HEADS).is_file()
+        ):  # not in a run without one, from which this is forked
+            load_model(self.critic, folder / HEADS)
         if self.config.adapter is not None:
             adapters.load(self.denoiser, self.name, folder)
             return
@@ -233,14 +264,14 @@ class DiffusionPolicy(Policy):
         """A frozen policy: what a KL penalty keeps close to. `moved`: the adapter is not the config's any more."""
         if self.config.adapter is None:
             frozen = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
-            return Reference(self, frozen, None)
+            return OtherDenoiser(self, frozen, None)
         if (moved or isinstance(self.config.adapter, str)) and self.config.reference == "start":
             adapters.copy_start(self.denoiser)
-            return Reference(self, None, adapters.START)
-        return Reference(self, None, None)  # a new adapter starts as none at all
+            return OtherDenoiser(self, None, adapters.START)
+        return OtherDenoiser(self, None, None)  # a new adapter starts as none at all
 
 
-class Reference(Policy):
+class OtherDenoiser(Reference):
     """The same policy with a frozen denoiser, another adapter, or none."""
 
     windowable = True
@@ -265,12 +296,6 @@ class Reference(Policy):
         with policy.log_probs_alone():
             found: Evaluation = policy(transitions, steps)
         return found
-
-    def save_pretrained(self, folder: Path) -> None:
-        raise TypeError("a reference is not saved: it is made again from where the run started")
-
-    def load_weights(self, folder: Path) -> None:
-        raise TypeError("a reference is not loaded: it is made again from where the run started")
 
 
 def _absent(model: str) -> dict[str, None]:

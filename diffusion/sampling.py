@@ -57,6 +57,7 @@ class Drawn:
     transitions: DenoiseTransitions  # B
     logprobs: Tensor  # (B, K), 0 where there is no decision
     mask: Tensor  # (B, K) bool: a decision that is trained
+    values: Tensor | None = None  # (B, K), of the states before the steps; None without a critic
 
 
 @torch.no_grad()
@@ -95,18 +96,22 @@ def draw(
             raise ValueError("Pathwise differentiates a last step without noise, and this sampler's has some")
         mask = torch.arange(noisy.shape[1], device=noisy.device).expand_as(noisy) == noisy.shape[1] - 1
     logprobs = torch.where(mask, policy.log_density(latents, means, stds), 0.0)
-    return Drawn(list(found.images), transitions, logprobs, mask)
+    rows, steps = (number.flatten() for number in torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij"))
+    values = policy.values(torch.stack(record.guided, 1).flatten(0, 1), transitions, rows, steps.to(mask.device))
+    return Drawn(list(found.images), transitions, logprobs, mask, None if values is None else values.view(mask.shape))
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
     """Several drawings as one, in order."""
     if len(parts) == 1:
         return parts[0]
+    values = [part.values for part in parts if part.values is not None]
     return Drawn(
         [picture for part in parts for picture in part.pictures],
         DenoiseTransitions.joined([part.transitions for part in parts]),
         torch.cat([part.logprobs for part in parts]),
         torch.cat([part.mask for part in parts]),
+        torch.cat(values) if values else None,
     )
 
 

@@ -69,6 +69,11 @@ class DenoiseTransitions(Transitions):
         )
 
     @property
+    def seen(self) -> Tensor:
+        """What the denoiser was given at each step, (B, K or K+1, ...)."""
+        return self.latents if self.inputs is None else self.inputs
+
+    @property
     def dimensions(self) -> int:
         """Of one latent."""
         return self.latents[0, 0].numel()

@@ -73,11 +73,13 @@ def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime:
         "algorithm": read_yaml(run.path / "config.yaml").get("algorithm"),
         "base_policy": experiment.base_policy,
     }
-    run.write_summary({**summary, "controls": {}, "controls_pending": True})  # controls may be killed too
+    pending = {**summary, "controls": {}, "controls_pending": True}
+    run.write_summary({**pending, "remarks": experiment.remarks(pending)})  # controls may be killed too
     found = experiment.run_controls(runtime, float(str(summary["cpu_s"])))
     summary |= {"controls_cpu_s": round(_cpu_of_children() - before, 2)} | (
         {} if found is None else {"controls": found}
     )
+    summary["remarks"] = experiment.remarks(summary)
     run.write_summary(summary)
     print_table(summary)
     if "stopped_by" in summary:
@@ -102,8 +104,9 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
     summary = loaded.experiment.run_warmup(runtime, target)
     checkpoint.write_atomically(target / "warmup.json", json.dumps({"config": loaded.recipe, **summary}, indent=1))
     for name, figures in summary.items():
-        if name.startswith("eval_") and isinstance(figures, dict) and "accuracy" in figures:
-            print(f"{name}: accuracy {figures['accuracy']['value']:.3f}")
+        if name.startswith("eval_") and isinstance(figures, dict) and figures:
+            first = next(iter(figures))
+            print(f"{name}: {first} {figures[first]['value']:.3f}")
     print(f"saved to {target}")
     return 0
 

@@ -92,9 +92,15 @@ class Experiment(abc.ABC):
         none."""
         return None
 
-    @abc.abstractmethod
+    def remarks(self, summary: Mapping[str, object]) -> list[str]:
+        """Sentences for the report on what only the domain knows how to read: its controls, its metrics."""
+        return []
+
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         """Rollouts without training, written to `output`; returns throughput and rewards."""
+        from mmrl.rolling import roll  # which imports torch
+
+        return roll(self, runtime, output)
 
     def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
         """A rollout for `mmrl check`, with everything about it that the core cannot know."""

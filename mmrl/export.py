@@ -10,7 +10,7 @@ import yaml
 
 from mmrl.commands import prepared
 from mmrl.experiment import Exported
-from mmrl.report import estimates, findings, shown
+from mmrl.findings import estimates, findings, shown
 from mmrl.run import RunFolder, find_run
 from mmrl.run_files import read_run
 from mmrl.yaml_files import ConfigError

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mmrl.algorithm import Algorithm
 from mmrl.batching import UpdateConfig
 from mmrl.types import Collector, Evaluator, Policy
@@ -18,7 +20,14 @@ class Parts:
     evaluator: Evaluator
     algorithm: Algorithm
     reference: Policy | None = None
-    primary_metric: str = "accuracy"
+    primary_metric: str | None = None
+    """What a run is judged by; None: the evaluator's first figure."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the policy and its reference."""
+        self.policy.to(device)
+        if self.reference is not None:
+            self.reference.to(device)
 
     def check(self, update: UpdateConfig) -> None:
         """That the parts suit each other and how they are used.

@@ -6,7 +6,7 @@ from mmrl.checkpoint import State
 from mmrl.runtime import Runtime
 
 
-def summarise(state: State, primary_metric: str, runtime: Runtime) -> dict[str, object]:
+def summarise(state: State, primary_metric: str | None, runtime: Runtime) -> dict[str, object]:
     """What a run reached and what it cost. `kept_step` is where the result is from, when that is not the last."""
     summary: dict[str, object] = {
         "steps": state.step,
@@ -15,7 +15,7 @@ def summarise(state: State, primary_metric: str, runtime: Runtime) -> dict[str, 
         "eval_cpu_s": round(state.eval_cpu_s, 2),
         "eval_before": state.eval_before,
         "eval_after": state.eval_after or state.eval_before,
-        "primary_metric": primary_metric,
+        "primary_metric": primary_metric or next(iter(state.eval_before), ""),
         "parity": state.parity,
         "throughput": {
             "decisions_per_s": round(state.decisions / max(state.wall_s, 1e-9), 1),

@@ -51,7 +51,7 @@ class Trainer:
         self.logging = logging or LoggingConfig()
         self.watch = Watch(tuple(stop), self.saving)
         parts.check(train.update)
-        parts.policy.to(runtime.device)
+        parts.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
         parts.policy.report_outcome = parts.algorithm.needs_outcome
         if parts.algorithm.needs_exact_kl and parts.reference is not None:

@@ -62,7 +62,7 @@ class Rollout:
     last_value: Tensor | None = None  # (B,), of the state after the last living decision
     ref_logprobs: Tensor | None = None  # (B, T)
     behaviour_logprobs: Tensor | None = None  # (B, T), the sampler's, when they were recomputed
-    chain_ends: Tensor | None = None  # (B, T) bool, last decision of an environment step; None = all
+    chain_ends: Tensor | None = None  # (B, T) bool, last step of a chain, inside which lambda is 1; None = all
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B, T)
     reward_parts: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (B,)
     applicable: Mapping[str, Tensor] = field(default_factory=dict)  # part -> (B,) bool

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmrl.findings import findings
 from mmrl.metrics import wilson
-from mmrl.report import findings, print_table, samples, write_report
+from mmrl.report import print_table, samples, write_report
 from mmrl.run_files import read_run
+from vision.remarks import remarks
 
 STEPS = 60
 ATTACK = "<script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -31,7 +33,7 @@ def a_summary(
 ) -> dict[str, object]:
     before = {"accuracy": estimate(0.705), "format": estimate(0.9), "accuracy_image_shuffled": estimate(0.12)}
     reached = {"accuracy": estimate(after), "format": estimate(0.99), "accuracy_image_shuffled": estimate(blind)}
-    return {
+    found = {
         "recipe": "cls_rl", "domain": "vision", "seed": 0, "steps": STEPS, "wall_s": 182.0, "cpu_s": 171.3,
         "eval_before": before, "eval_after": reached, "primary_metric": "accuracy",
         "parity": {"logprob_diff_max": 1.9e-6, "first_pass_ratio_max": 1.0000019},
@@ -39,6 +41,7 @@ def a_summary(
         "controls_cpu_s": 690.1, "algorithm": {"aggregate": "TokenMean"}, "base_policy": "assets/vision/digits",
         "controls": {"sft_continued": control(continued), "sft_all_labels": control(ceiling)},
     }  # fmt: skip
+    return {**found, "remarks": remarks(found)}
 
 
 def evaluation(step: int, share: float) -> dict[str, float]:
@@ -231,7 +234,7 @@ def test_findings_say_it_plainly(changes: dict[str, float], said: str) -> None:
 
 def test_findings_name_what_is_missing_or_broken() -> None:
     broken = {**a_summary(), "controls": {}, "parity": {"logprob_diff_max": 3e-4}}
-    text = " ".join(findings(broken))
+    text = " ".join(findings({**broken, "remarks": remarks(broken)}))
     assert "No supervised control was run" in text
     assert "Parity is 3.0e-04, above the float32 limit 1e-05" in text
     assert "no evaluation after training" in findings({**a_summary(), "eval_after": {}})[0]

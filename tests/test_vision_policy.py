@@ -289,7 +289,7 @@ def test_greedy_takes_the_most_likely(qwen):
     policy = load(qwen)
     drawn = draw(policy, prompts_of(policy), 1, 4, None)
     steps = torch.arange(drawn.alive.shape[1]).expand(len(drawn.alive), -1)
-    best = policy.log_softmax(policy._logits(drawn.transitions, steps.shape[1])).argmax(-1)
+    best = policy.log_softmax(policy._read(drawn.transitions, steps.shape[1]).logits).argmax(-1)
     assert torch.equal(best[drawn.alive], drawn.transitions.completions[drawn.alive])
 
 

@@ -166,7 +166,9 @@ def test_unknown_and_empty_sentences_are_acted_on(folder: Path) -> None:
 
 def test_what_it_needs_and_is_not_seen_is_refused(folder: Path) -> None:
     policy, state = load(folder), torch.zeros(1, 3)
-    with pytest.raises(ValueError, match=r"reads the camera observation.images.front .* set simulation.observe to images"):
+    with pytest.raises(
+        ValueError, match=r"reads the camera observation.images.front .* set simulation.observe to images"
+    ):
         policy.adapter.inputs(Observations(state, {}, (LEFT,)))
     small = {"front": torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "hand": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}
     with pytest.raises(ValueError, match=r"it is \(3, 8, 8\): .* simulation.image_size to 16"):

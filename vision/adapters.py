@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from mmrl.types import Evaluation, Policy, Transitions
+from mmrl.reference import Reference
+from mmrl.types import Evaluation, Transitions
 
 if TYPE_CHECKING:
     from vision.policy import VisionPolicy
@@ -88,7 +89,7 @@ def copy_start(model: PeftModel) -> None:
             parameter.requires_grad_(False)
 
 
-class OtherAdapter(Policy):
+class OtherAdapter(Reference):
     """The same weights under another adapter, or under none."""
 
     windowable = False
@@ -115,12 +116,6 @@ class OtherAdapter(Policy):
                 yield
             finally:
                 model.set_adapter(TRAINED)
-
-    def save_pretrained(self, folder: Path) -> None:
-        raise TypeError("a reference is not saved: it is made again from where the run started")
-
-    def load_weights(self, folder: Path) -> None:
-        raise TypeError("a reference is not loaded: it is made again from where the run started")
 
 
 def freeze_vision(model: PreTrainedModel) -> None:

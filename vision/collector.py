@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmrl.order import Shuffled
+from mmrl.order import Shuffled, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
 from vision.data.base import Example
@@ -44,10 +44,7 @@ class AnswerCollector(Collector):
         config: RolloutConfig,
         runtime: Runtime,
     ) -> None:
-        if config.prompts % runtime.world or config.prompts < runtime.world:
-            raise ValueError(
-                f"rollout.prompts is {config.prompts} on {runtime.world} processes: give a multiple of {runtime.world}"
-            )
+        check_shared_out(config.prompts, runtime)
         if not examples:
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
@@ -58,9 +55,8 @@ class AnswerCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
-        taken = self._order.take(self.config.prompts)
-        places = range(self.runtime.rank, len(taken), self.runtime.world)
-        chosen = [self.examples[taken[place]] for place in places]
+        places, mine = self._order.share(self.config.prompts)
+        chosen = [self.examples[number] for number in mine]
         self.asked = [example for example in chosen for _ in range(self.config.group)]
         prompts = self.encode.many(chosen)
         keep = policy.config.reuse_prefill
@@ -70,15 +66,17 @@ class AnswerCollector(Collector):
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
         device = drawn.logprobs.device
         return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
-            prompt_ids=torch.tensor([taken[place] for place in places]).repeat_interleave(self.config.group).to(device),
+            prompt_ids=torch.tensor(mine, device=device).repeat_interleave(self.config.group),
             stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)},
+            values=drawn.values,
+            last_value=None if drawn.values is None else drawn.values.new_zeros(len(drawn.values)),  # rewarded as it is
         )
 
     def state_dict(self) -> dict[str, object]:
-        return {"drawn": self._order.drawn}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.drawn = int(str(state["drawn"]))
+        self._order.load_state_dict(state)
 
 
 def as_samples(examples: Sequence[Example], answers: Sequence[str]) -> Samples:
@@ -129,8 +127,8 @@ class DemonstrationCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
-        taken = self._order.take(self.rows)[self.runtime.rank :: self.runtime.world]
-        chosen = [self.pairs[index] for index in taken]
+        places, mine = self._order.share(self.rows)
+        chosen = [self.pairs[number] for number in mine]
         written = [e.style.demonstration(example.answer, thought) for example, thought, e in chosen]
         tokenizer = policy.processor.tokenizer
         ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in written]
@@ -142,7 +140,7 @@ class DemonstrationCollector(Collector):
         rollout = Rollout(
             transitions=TokenTransitions(prompts, torch.arange(len(prompts)), completions).to(policy.banned.device),
             logprobs=blank, mask=alive, alive=alive, rewards=blank, discounts=blank + 1,
-            group_ids=torch.arange(self.runtime.rank, self.rows, self.runtime.world), demonstration=True,
+            group_ids=torch.tensor(list(places), dtype=torch.long), demonstration=True,
         )  # fmt: skip
         on = policy.banned.device
         return rollout.with_(
@@ -150,7 +148,7 @@ class DemonstrationCollector(Collector):
         )
 
     def state_dict(self) -> dict[str, object]:
-        return {"drawn": self._order.drawn}
+        return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.drawn = int(str(state["drawn"]))
+        self._order.load_state_dict(state)

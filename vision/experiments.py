@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,10 +13,9 @@ from mmrl import experiment
 from mmrl.algorithm import Algorithm
 from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
-from mmrl.metrics import rollout_metrics
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset, find_asset
-from mmrl.runtime import Runtime, RuntimeConfig, acting
+from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule
 from mmrl.trainer import Trainer
@@ -32,6 +29,7 @@ from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
+from vision.remarks import remarks
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
 
 
@@ -118,7 +116,7 @@ class Experiment(experiment.Experiment):
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward = WeightedSum(self.rewards)
         split = self.data.split
-        policy = self.load_policy()
+        policy = self.load_policy(runtime)
         if start is not None:
             policy.load_weights(start)
         encode = self.encoder(policy)
@@ -129,13 +127,12 @@ class Experiment(experiment.Experiment):
             )
         collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
-        if reference is not None:
-            reference.to(runtime.device)
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
 
-    def load_policy(self) -> VisionPolicy:
+    def load_policy(self, runtime: Runtime) -> VisionPolicy:
         """The policy that training starts from."""
-        return VisionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model)))
+        found = replace(self.policy, model=existing_asset(self.policy.model))
+        return VisionPolicy.load(found, runtime.fresh_generator("heads", shared=True))
 
     def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
         """Examples to prompts of this model."""
@@ -158,8 +155,8 @@ class Experiment(experiment.Experiment):
     def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:
         """Parts of a supervised run from the same start, in this experiment's prompt style."""
         data = replace(self.data, hold_out=hold_out)
-        mine = replace(self, data=data)
-        split, policy = data.split, self.load_policy()
+        mine = replace(self, data=data, policy=replace(self.policy, critic=None))
+        split, policy = data.split, mine.load_policy(runtime)
         encode = mine.encoder(policy)
         encode.check([*split.demonstrations, *(split.pool if all_labels else ()), *data.held_out()])
         examples = [*split.demonstrations, *(split.pool if all_labels else ())]
@@ -177,13 +174,16 @@ class Experiment(experiment.Experiment):
         ]
         return run_arms(arms, self.sft.workers)
 
+    def remarks(self, summary: Mapping[str, object]) -> list[str]:
+        return remarks(summary)
+
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         if self.warmup is None:
             raise ValueError(
                 "the key `warmup` is missing: `mmrl warmup` reads it; see configs/vision/warmup_digits.yaml"
             )
         config, split = self.warmup, self.data.split
-        start = self.policy
+        start = replace(self.policy, critic=None)
         if config.model is not None:
             make_model(config, self.data.training, split, self.seed, output)
             start = replace(start, model=str(output))
@@ -210,20 +210,3 @@ class Experiment(experiment.Experiment):
     @staticmethod
     def write_example(folder: Path) -> None:
         example.write(folder)
-
-    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
-        parts = self.build(runtime)
-        parts.policy.to(runtime.device)
-        began = time.perf_counter()
-        with acting(parts.policy):
-            rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
-            seconds = time.perf_counter() - began
-            parts.evaluator.samples(parts.policy, runtime.fresh_generator("samples"), output, self.evaluate.samples)
-        figures = {
-            **rollout_metrics(rollout),
-            "seconds": seconds,
-            "samples_per_s": len(rollout) / seconds,
-            "decisions_per_s": float(rollout.mask.sum()) / seconds,
-        }
-        (output / "rollout.json").write_text(json.dumps(figures, indent=1))
-        return dict(figures)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
+from mmrl.heads import HEADS, CriticConfig, make_critic, values_of
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
-from vision.prefix import NoPlainCache, Prefilled, Prefix, naive_logits, prefill, shared_logits
+from vision.prefix import NoPlainCache, Prefilled, Prefix, Read, prefill, read_naive, read_shared
 from vision.transitions import Prompt, TokenTransitions
 
 transformers_logging.disable_progress_bar()
@@ -37,7 +40,8 @@ class PolicyConfig:
     so, on architectures without a plain key-value cache. `gradient_checkpointing` recomputes activations
     in the backward pass: less memory, more time. `reuse_prefill` keeps the run of the prompts
     of sampling, with its gradient, for the first use in the update: the activations of all prompts of a step
-    stay in memory, and each prompt runs once a step instead of twice."""
+    stay in memory, and each prompt runs once a step instead of twice. `critic` is V of the state before each token, for
+    advantages that need one (`mmrl.advantages.GAE`); null: none."""
 
     model: str
     adapter: LoRA | str | None = None
@@ -49,6 +53,7 @@ class PolicyConfig:
     reuse_prefill: bool = False
     cache_features: bool = True
     cache_features_mb: float = 2048.0
+    critic: CriticConfig | None = None
 
     def __post_init__(self) -> None:
         if self.gradient_checkpointing and self.reuse_prefill:
@@ -64,11 +69,21 @@ class VisionPolicy(Policy):
     Distribution: softmax of the float32 logits at temperature 1 over the whole vocabulary, without the
     special tokens of pictures and videos, which are banned in sampling and in the log-softmax alike:
     one of them in an answer makes every later forward fail.
+
+    A critic reads the last hidden state before each token, which the token's own logits are a linear map of: all that
+    the model knows of picture, question and answer so far, at no further run of it. It is brought to mean 0 and
+    variance 1, since large models have single numbers in the hundreds there. No gradient goes through it to the model.
     """
 
     windowable = False
 
-    def __init__(self, model: PreTrainedModel | PeftModel, processor: ProcessorMixin, config: PolicyConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        processor: ProcessorMixin,
+        config: PolicyConfig,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.processor, self.config = model, processor, config
         tokenizer = processor.tokenizer
@@ -84,10 +99,16 @@ class VisionPolicy(Policy):
         self.features = (
             FeatureCache(model, config.cache_features_mb) if config.cache_features and frozen_tower else None
         )
+        if config.critic is not None and model.get_output_embeddings() is None:
+            raise ValueError(
+                f"policy.critic is set and {type(model).__name__} does not say which layer makes its logits, before "
+                "which the critic reads: set it to null"
+            )
+        self.critic = make_critic(config.critic, model.config.get_text_config().hidden_size, generator)
 
     @staticmethod
-    def load(config: PolicyConfig) -> VisionPolicy:
-        """The model `config.model`, a hub name or a folder, in float32.
+    def load(config: PolicyConfig, generator: torch.Generator | None = None) -> VisionPolicy:
+        """The model `config.model`, a hub name or a folder, in float32. A critic is new, of `generator`.
 
         Raises:
             ValueError: it is neither a folder that holds a model nor the name of one.
@@ -107,7 +128,7 @@ class VisionPolicy(Policy):
             model = with_adapter(model, config.adapter)
         elif config.freeze_vision:
             freeze_vision(model)
-        return VisionPolicy(model, processor, config)
+        return VisionPolicy(model, processor, config, generator)
 
     def vision_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the vision tower."""
@@ -115,30 +136,40 @@ class VisionPolicy(Policy):
             if VISION_MODULE.search(name):
                 yield parameter
 
+    def critic_parameters(self) -> Sequence[nn.Parameter]:
+        return [] if self.critic is None else list(self.critic.parameters())
+
+    def values(self, states: Tensor) -> Tensor | None:
+        """V (...) of hidden states (..., D); None without a critic."""
+        return values_of(self.critic, layer_norm(states.float(), states.shape[-1:]))
+
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
-        """Log-probs (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
+        """Log-probs and values (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
         if not isinstance(transitions, TokenTransitions):
             raise TypeError(f"VisionPolicy scores TokenTransitions, got {type(transitions).__name__}")
         transitions = transitions.to(self.banned.device)
         length = steps.shape[1]
         tokens = transitions.completions[:, :length]
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            logprobs, entropy = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
+            logprobs, entropy, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
         else:
-            logprobs, entropy = self._score(transitions, tokens, length)
-        return Evaluation(logprobs=logprobs, entropy=entropy)
+            logprobs, entropy, states = self._score(transitions, tokens, length)
+        return Evaluation(logprobs=logprobs, entropy=entropy, values=self.values(states))
 
-    def _score(self, transitions: TokenTransitions, tokens: Tensor, length: int) -> tuple[Tensor, Tensor | None]:
-        log_softmax = self.log_softmax(self._logits(transitions, length))
+    def _score(
+        self, transitions: TokenTransitions, tokens: Tensor, length: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        logits, states = self._read(transitions, length)
+        log_softmax = self.log_softmax(logits)
         logprobs = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
-        return logprobs, entropy(log_softmax) if self.report_entropy else None
+        return logprobs, entropy(log_softmax) if self.report_entropy else None, states
 
-    def _logits(self, transitions: TokenTransitions, length: int) -> Tensor:
+    def _read(self, transitions: TokenTransitions, length: int) -> Read:
         prefix = self.prefix(transitions)
         if prefix is not None:
-            return shared_logits(self.model, prefix, transitions.completions[:, :length], self.mrope)
+            return read_shared(self.model, prefix, transitions.completions[:, :length], self.mrope)
         with self.serving(transitions):
-            return naive_logits(self.model, transitions, length, self.pad_id, self.mrope)
+            return read_naive(self.model, transitions, length, self.pad_id, self.mrope)
 
     def prefix(self, transitions: TokenTransitions, keep: bool = False) -> Prefix | None:
         """The prompts of `transitions`, run and handed to their rows; None where they cannot be shared. With
@@ -203,11 +234,16 @@ class VisionPolicy(Policy):
             self.model = self.model.merge_and_unload()
         if dtype is not None:
             self.model.to(vars(torch)[dtype])
-        self.save_pretrained(folder)
+        self._save_model(folder)
         return isinstance(self.model, PeftModel)
 
     def save_pretrained(self, folder: Path) -> None:
-        """The model, or only its adapter, with the processor."""
+        """The model, or only its adapter, with the processor; a critic beside it."""
+        self._save_model(folder)
+        if self.critic is not None:
+            save_model(self.critic, str(folder / HEADS))
+
+    def _save_model(self, folder: Path) -> None:
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(folder, selected_adapters=["default"])
         else:
@@ -215,6 +251,10 @@ class VisionPolicy(Policy):
         self.processor.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:
+        if (
+            self.critic is not None and (folder / HEADS).is_file()
+        ):  # not in a run without one, from which this is forked
+            load_model(self.critic, folder / HEADS)
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
             return
@@ -224,7 +264,7 @@ class VisionPolicy(Policy):
     def reference(self, moved: bool = False) -> Policy:
         """A frozen policy: what a KL penalty keeps close to. `moved`: the adapter is not the config's any more."""
         if not isinstance(self.model, PeftModel):
-            fixed = VisionPolicy.load(self.config).requires_grad_(False).eval()
+            fixed = VisionPolicy.load(replace(self.config, critic=None)).requires_grad_(False).eval()
             fixed.model.load_state_dict(self.model.state_dict())
             return fixed
         if (moved or isinstance(self.config.adapter, str)) and self.config.reference == "start":

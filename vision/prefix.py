@@ -1,4 +1,4 @@
-"""Two ways to the same logits: one that shares the prompt, and the naive one.
+"""Two ways to the same logits and hidden states: one that shares the prompt, and the naive one.
 
 Shared: a picture is encoded once, a prompt prefilled once, and its keys and values, with their gradient,
 are handed to every completion of it. G (P + C) tokens become P + G C. Naive: every row runs prompt and
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.utils import ModelOutput
 
 from vision.transitions import Prompt, TokenTransitions, collate
 
@@ -22,12 +24,19 @@ class NoPlainCache(TypeError):
     """This architecture keeps something else than keys and values, so prompts cannot be shared."""
 
 
+class Read(NamedTuple):
+    """What a model says of the next token, after each of W tokens of n rows."""
+
+    logits: Tensor  # (n, W, V)
+    states: Tensor  # (n, W, D), without gradient: the hidden states that the logits are a linear map of
+
+
 @dataclass
 class Prefilled:
     """P prompts that have been run, with the gradient of that run if there was one."""
 
     cache: DynamicCache  # P rows
-    logits: Tensor  # (P, V): of the token after each prompt
+    last: Read  # (P, 1, ...): of the token after each prompt
     attention_mask: Tensor  # (P, L)
     offsets: Tensor  # (P, 1): position of a token minus its rank among attended tokens
 
@@ -36,7 +45,8 @@ class Prefilled:
         copies = DynamicCache()
         for number, layer in enumerate(self.cache.layers):
             copies.update(layer.keys[rows], layer.values[rows], number)
-        return Prefix(copies, self.logits[rows], self.attention_mask[rows], self.offsets[rows])
+        last = Read(*(part[rows] for part in self.last))
+        return Prefix(copies, last, self.attention_mask[rows], self.offsets[rows])
 
 
 @dataclass
@@ -44,7 +54,7 @@ class Prefix:
     """A prefilled prompt per row, ready to be continued."""
 
     cache: Cache  # B rows
-    next_logits: Tensor  # (B, V): of the first token of each completion
+    last: Read  # (B, 1, ...): of the first token of each completion
     attention_mask: Tensor  # (B, L)
     offsets: Tensor  # (B, 1)
 
@@ -91,7 +101,23 @@ def prefill(model: nn.Module, prompts: Sequence[Prompt], pad_id: int, mrope: boo
     kept = prefix.cache
     if not isinstance(kept, DynamicCache) or any(type(layer) is not DynamicLayer for layer in kept.layers):
         raise NoPlainCache(f"{type(model).__name__} does not keep a plain key-value cache")
-    return Prefilled(kept, prefix.next_logits, prefix.attention_mask, prefix.offsets)
+    return Prefilled(kept, prefix.last, prefix.attention_mask, prefix.offsets)
+
+
+def read(model: nn.Module, inputs: dict[str, object]) -> tuple[ModelOutput, Read]:
+    """Run a model. States are what goes into the layer that makes its logits: asked for by `output_hidden_states` they
+    would be kept of every layer and token. They have no numbers (D = 0) where a model does not say which layer it is.
+    """
+    seen: list[Tensor] = []
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    hook = None if head is None else head.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    try:
+        output = model(**inputs)
+    finally:
+        if hook is not None:
+            hook.remove()
+    logits: Tensor = output.logits
+    return output, Read(logits, seen[-1] if seen else logits.detach()[..., :0])
 
 
 def run_prompts(model: nn.Module, prompts: Sequence[Prompt], pad_id: int, mrope: bool) -> Prefix:
@@ -99,12 +125,12 @@ def run_prompts(model: nn.Module, prompts: Sequence[Prompt], pad_id: int, mrope:
     inputs = collate(prompts, pad_id)
     if not mrope:
         inputs["position_ids"] = ranks(inputs["attention_mask"])
-    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    output, last = read(model, {**inputs, "use_cache": True, "logits_to_keep": 1})
     if output.past_key_values is None or output.past_key_values.get_seq_length() == 0:
         raise NoPlainCache(f"{type(model).__name__} returned an empty cache: is its own gradient checkpointing on?")
     deltas = output.get("rope_deltas")
     offsets = inputs["input_ids"].new_zeros(len(prompts), 1) if deltas is None else deltas.view(len(prompts), 1)
-    return Prefix(output.past_key_values, output.logits[:, -1], inputs["attention_mask"], offsets.long())
+    return Prefix(output.past_key_values, last, inputs["attention_mask"], offsets.long())
 
 
 def ranks(attention_mask: Tensor) -> Tensor:
@@ -113,32 +139,31 @@ def ranks(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def extend(model: nn.Module, prefix: Prefix, tokens: Tensor, done: int, mrope: bool) -> Tensor:
-    """Logits (B, W, V) after each of `tokens` (B, W), which follow `done` earlier ones; grows the cache."""
+def extend(model: nn.Module, prefix: Prefix, tokens: Tensor, done: int, mrope: bool) -> Read:
+    """What is said after each of `tokens` (B, W), which follow `done` earlier ones; grows the cache."""
     total = done + tokens.shape[1]
     ones = prefix.attention_mask.new_ones(len(tokens), total)
     positions = prefix.positions(total, tokens.shape[1])
-    output = model(
-        input_ids=tokens,
-        attention_mask=torch.cat([prefix.attention_mask, ones], dim=1),
-        position_ids=positions.expand(3, -1, -1) if mrope else positions,
-        past_key_values=prefix.cache,
-        use_cache=True,
-    )
-    logits: Tensor = output.logits
-    return logits
+    inputs = {
+        "input_ids": tokens,
+        "attention_mask": torch.cat([prefix.attention_mask, ones], dim=1),
+        "position_ids": positions.expand(3, -1, -1) if mrope else positions,
+        "past_key_values": prefix.cache,
+        "use_cache": True,
+    }
+    return read(model, inputs)[1]
 
 
-def shared_logits(model: nn.Module, prefix: Prefix, completions: Tensor, mrope: bool) -> Tensor:
-    """Logits (B, T, V) that each of `completions` (B, T) was drawn from."""
-    first = prefix.next_logits[:, None]
+def read_shared(model: nn.Module, prefix: Prefix, completions: Tensor, mrope: bool) -> Read:
+    """What (B, T, ...) each of `completions` (B, T) was drawn from."""
     if completions.shape[1] == 1:
-        return first
-    return torch.cat([first, extend(model, prefix, completions[:, :-1], 0, mrope)], dim=1)
+        return prefix.last
+    rest = extend(model, prefix, completions[:, :-1], 0, mrope)
+    return Read(*(torch.cat(parts, dim=1) for parts in zip(prefix.last, rest, strict=True)))
 
 
-def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int, mrope: bool) -> Tensor:
-    """The same logits, with prompt and pictures repeated for every row and no cache."""
+def read_naive(model: nn.Module, transitions: TokenTransitions, length: int, pad_id: int, mrope: bool) -> Read:
+    """The same, with prompt and pictures repeated for every row and no cache."""
     repeated = [transitions.prompts[int(i)] for i in transitions.prompt_index]
     inputs = collate(repeated, pad_id)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], transitions.completions[:, : length - 1]], dim=1)
@@ -149,5 +174,4 @@ def naive_logits(model: nn.Module, transitions: TokenTransitions, length: int, p
         inputs[name] = torch.cat([inputs[name], tail], dim=1)
     if not mrope:
         inputs["position_ids"] = ranks(inputs["attention_mask"])
-    logits: Tensor = model(**inputs, use_cache=False, logits_to_keep=length).logits
-    return logits
+    return read(model, {**inputs, "use_cache": False, "logits_to_keep": length})[1]

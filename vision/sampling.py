@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vision.policy import VisionPolicy, entropy
-from vision.prefix import Prefix, extend, run_prompts
+from vision.prefix import Prefix, Read, extend, run_prompts
 from vision.transitions import Prompt, TokenTransitions
 
 
@@ -21,6 +21,7 @@ class Drawn:
     entropy: Tensor  # (B, C)
     alive: Tensor  # (B, C) bool: up to and with the end-of-sequence token
     truncated: Tensor  # (B,) bool: the length limit came before the end
+    values: Tensor | None  # (B, C), 0 where not alive; None without a critic
 
 
 @torch.no_grad()
@@ -40,17 +41,20 @@ def draw(
     blank = torch.full((len(rows), max_new_tokens), policy.pad_id, device=device)
     transitions = TokenTransitions(on_device, rows, blank)
     stops = torch.tensor(policy.eos_ids, device=device)
-    source = _Logits(policy, transitions, keep_prefill, max_new_tokens)
+    source = _Source(policy, transitions, keep_prefill, max_new_tokens)
     alive = torch.zeros(len(rows), max_new_tokens, dtype=torch.bool, device=device)
-    logprobs, spread = torch.zeros(alive.shape, device=device), torch.zeros(alive.shape, device=device)
+    logprobs, spread, values = (torch.zeros(alive.shape, device=device) for _ in range(3))
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        log_softmax = policy.log_softmax(source.next(t))
+        said = source.next(t)
+        log_softmax = policy.log_softmax(said.logits[:, -1])
         token = log_softmax.argmax(-1) if generator is None else pick(log_softmax, generator)
         blank[:, t] = torch.where(running, token, policy.pad_id)
         alive[:, t] = running
         logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
         spread[:, t] = entropy(log_softmax)
+        if (worth := policy.values(said.states[:, -1])) is not None:
+            values[:, t] = worth
         running = running & ~torch.isin(token, stops)
         if not bool(running.any()):
             break
@@ -62,6 +66,7 @@ def draw(
         torch.where(alive, spread, 0.0)[:, :length],
         alive[:, :length],
         running,
+        None if policy.critic is None else torch.where(alive, values, 0.0)[:, :length],
     )
 
 
@@ -75,8 +80,8 @@ def pick(log_softmax: Tensor, generator: torch.Generator) -> Tensor:
     return torch.minimum(found, last)
 
 
-class _Logits:
-    """Next-token logits (B, V) from a growing cache. Where prompts cannot be shared, each row runs its own."""
+class _Source:
+    """What is said of the next token, from a growing cache. Where prompts cannot be shared, each row runs its own."""
 
     def __init__(self, policy: VisionPolicy, transitions: TokenTransitions, keep: bool, tokens: int) -> None:
         self._policy, self._transitions = policy, transitions
@@ -89,12 +94,12 @@ class _Logits:
         with policy.serving(transitions):
             return run_prompts(policy.model, repeated, policy.pad_id, policy.mrope)
 
-    def next(self, t: int) -> Tensor:
-        """Logits of token t, given that the completions hold the tokens before it."""
+    def next(self, t: int) -> Read:
+        """Of token t (B, 1, ...), given that the completions hold the tokens before it."""
         if t == 0:
-            return self._prefix.next_logits
+            return self._prefix.last
         last = self._transitions.completions[:, t - 1 : t]
-        return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)[:, -1]
+        return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)
 
 
 def texts(policy: VisionPolicy, completions: Tensor) -> list[str]:

@@ -12,6 +12,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_TOKENS, OBS_STATE
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mmrl.heads import initialise
 from vla.demonstrations import Frames, statistics
 from vla.embedded import SmallFlowConfig, SmallFlowPolicy
 from vla.embedded.encoders import UNKNOWN, WORDS_FROM
@@ -101,15 +102,3 @@ def new_policy(frames: Frames, config: CloningConfig, generator: torch.Generator
     policy = SmallFlowPolicy(sizes)
     initialise(policy, generator)
     return policy
-
-
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights and biases of linear and convolutional layers, and embeddings, as torch draws them, but from
-    `generator`."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            bound = (layer.weight.numel() // len(layer.weight)) ** -0.5
-            for parameter in (layer.weight, layer.bias):
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)  # type: ignore[arg-type]
-        elif isinstance(layer, nn.Embedding):
-            nn.init.normal_(layer.weight, generator=generator)

@@ -124,8 +124,6 @@ class Experiment(experiment.Experiment):
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator, self.videos)
         reference = policy.reference() if self.algorithm.needs_reference else None
-        if reference is not None:
-            reference.to(runtime.device)
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="success_rate")
 
     def load_policy(self, runtime: Runtime) -> RobotPolicy:

@@ -13,6 +13,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from mmrl.gaussian import Reduction
+from mmrl.heads import HEADS, Perceptron
 from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
@@ -20,11 +21,10 @@ from vla.adapters.base import Inputs
 from vla.adapters.lora import LoRA
 from vla.chains import Chain, Counting, Field, Level
 from vla.exploration import Exploration, FlowSDE
-from vla.heads import CriticConfig, Perceptron
+from vla.heads import CriticConfig
 from vla.sim.base import Observations
 from vla.transitions import ChunkTransitions
 
-HEADS = "heads.safetensors"
 NOISE_WIDTHS = (128, 64)
 """Of the noise head, as RLinf has it."""
 

@@ -1,0 +1,67 @@
+"""Heads that reinforcement learning puts beside a policy of any domain: perceptrons, such as a critic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+HEADS = "heads.safetensors"
+"""The file that a domain keeps its heads in, beside the weights of its policy."""
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Widths of the hidden layers of V(s). What it reads of a state is the domain's to say."""
+
+    widths: tuple[int, ...] = (128, 128)
+
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"policy.critic.widths is {self.widths}: give one width or more")
+
+
+class Perceptron(nn.Module):
+    """Tanh layers, and a last linear one that starts at zero. First weights are of `generator`, or of torch's own."""
+
+    def __init__(self, sizes: Sequence[int], generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        initialise(self, generator)
+        last = self.layers[-1]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).tanh()
+        found: Tensor = self.layers[-1](x)
+        return found
+
+
+def make_critic(config: CriticConfig | None, features: int, generator: torch.Generator | None) -> Perceptron | None:
+    """V of so many features; None where the config wants none."""
+    return None if config is None else Perceptron((features, *config.widths, 1), generator)
+
+
+def values_of(critic: Perceptron | None, features: Tensor) -> Tensor | None:
+    """V (...) of states by their features (..., F), to which no gradient goes; None without a critic."""
+    if critic is None:
+        return None
+    found: Tensor = critic(features.detach())
+    return found[..., 0].float()
+
+
+def initialise(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Weights and biases of linear and convolutional layers, and embeddings, as torch draws them, but from
+    `generator`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            bound = (layer.weight.numel() // len(layer.weight)) ** -0.5
+            for parameter in (layer.weight, layer.bias):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)  # type: ignore[arg-type]
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, generator=generator)
