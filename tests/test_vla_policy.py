@@ -115,7 +115,7 @@ def test_flow_noise_on_the_last_step_alone_is_the_density_of_the_action_there(fo
     noise, last = torch.randn(5, 5, 3, 2, generator=draws()), LAST.stochastic((5,), 4, draws())
     assert last.tolist() == [[False, False, False, True]] * 5
     with acting(policy):
-        acted = policy.act(Observations(torch.randn(5, 3, generator=draws())), "", noise, last)
+        acted = policy.act(Observations(torch.randn(5, 3, generator=draws())), noise, last)
         field, states = policy._field(policy.adapter.prefix(acted.inputs)), acted.chain.states
         velocity, raw = field(states[:, 3], 3, torch.arange(5))
         assert raw is not None
