@@ -1,0 +1,237 @@
+"""Sandboxed workers that programs are handed to, one at a time each; a worker that is lost is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from rewards.render.inside.fork_server import ready_frame
+from rewards.render.inside.frames import LENGTH, Answer, BadFrame, Failure, frame_length, unpacked
+from rewards.render.sandbox import SandboxError
+
+START_SECONDS = 120.0
+"""How long a worker may take until it is ready, on a busy machine."""
+TICK_SECONDS = 0.05
+"""How often the memory of workers that need it is looked at."""
+READ_BYTES = 1 << 20
+
+
+@dataclass(eq=False)
+class Worker:
+    """One sandboxed process and what it is busy with: the index of a program, -1 while it starts, or nothing."""
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    errors: IO[bytes]
+    deadline: float
+    task: int | None = -1
+    data: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    def started(cls, command: Sequence[str]) -> Worker:
+        """A worker whose standard input is the other end of `channel`."""
+        ours, theirs = socket.socketpair()
+        errors = tempfile.TemporaryFile()
+        with theirs:
+            process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=errors, env={})
+        return cls(process, ours, errors, time.monotonic() + START_SECONDS)
+
+    def send(self, task: int, program: bytes, seconds: float) -> None:
+        """Hand over a program, to be answered within `seconds`.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        self.task, self.deadline = task, time.monotonic() + seconds
+        self.channel.settimeout(seconds)
+        self.channel.sendall(LENGTH.pack(len(program)) + program)
+
+    def kill(self) -> None:
+        """End it and all in its sandbox."""
+        self.process.kill()  # bubblewrap's child dies with it, and all of the PID namespace with that
+        self.process.wait()
+        self.channel.close()
+        self.errors.close()
+
+    def complaint(self) -> str:
+        """The last line of what it said on its way out."""
+        self.errors.seek(0)
+        lines = self.errors.read()[-2000:].decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+@dataclass(eq=False)
+class Pool:
+    """At most `size` workers that `command` starts; `seconds` is how long one may be silent about a program.
+
+    With `memory_mb`, the resident memory of all processes of a worker is bounded from outside.
+    """
+
+    command: Sequence[str]
+    size: int
+    seconds: float
+    max_pixels: int
+    memory_mb: int | None = None
+    lost: int = 0
+    """Workers that had to be replaced so far."""
+
+    def __post_init__(self) -> None:
+        self._workers: list[Worker] = []
+        self._owner = os.getpid()
+        self._end = weakref.finalize(self, _kill_all, self._workers)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that are running, for measurements."""
+        return [worker.process.pid for worker in self._workers]
+
+    def run(self, programs: Sequence[bytes]) -> list[Answer]:
+        """The answer to each program, in order.
+
+        Raises:
+            SandboxError: no worker can be started.
+        """
+        self._check_owner()
+        answers: dict[int, Answer] = {}
+        waiting = deque(range(len(programs)))
+        try:
+            while len(answers) < len(programs):
+                self._fill(len(programs) - len(answers))
+                self._hand_out(waiting, programs)
+                answers.update(self._collected())
+        except BaseException:
+            self.close()  # what is half done belongs to nobody
+            raise
+        return [answers[index] for index in range(len(programs))]
+
+    def close(self) -> None:
+        """End all workers."""
+        _kill_all(self._workers)
+
+    def _check_owner(self) -> None:
+        """A forked copy of this process must not read what the workers answer to the original."""
+        if self._owner != os.getpid():
+            self._end.detach()
+            self._workers = []
+            self._owner = os.getpid()
+            self._end = weakref.finalize(self, _kill_all, self._workers)
+
+    def _fill(self, wanted: int) -> None:
+        for worker in [w for w in self._workers if w.task is None and w.process.poll() is not None]:
+            self._drop(worker)
+        while len(self._workers) < min(self.size, wanted):
+            self._workers.append(Worker.started(self.command))
+
+    def _drop(self, worker: Worker) -> None:
+        worker.kill()
+        self._workers.remove(worker)
+        self.lost += 1
+
+    def _hand_out(self, waiting: deque[int], programs: Sequence[bytes]) -> None:
+        for worker in [w for w in self._workers if w.task is None]:
+            if not waiting:
+                return
+            task = waiting.popleft()
+            try:
+                worker.send(task, programs[task], self.seconds)
+            except OSError:  # it died while idle: the program was not at fault
+                waiting.appendleft(task)
+                self._drop(worker)
+
+    def _collected(self) -> dict[int, Answer]:
+        """Answers that arrived, or that failed, in the meantime."""
+        busy = [worker for worker in self._workers if worker.task is not None]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.channel, selectors.EVENT_READ, worker)
+            patience = max(0.0, min((w.deadline for w in busy), default=0.0) - time.monotonic())
+            ready = selector.select(min(patience, TICK_SECONDS) if self.memory_mb else patience)
+        answers = {}
+        for worker in [key.data for key, _ in ready]:
+            task = worker.task
+            if (answer := self._read(worker)) is not None and task is not None and task >= 0:
+                answers[task] = answer
+        for worker in [w for w in busy if w in self._workers and w.task is not None]:
+            if (failed := self._overdue(worker)) is not None and worker.task is not None:
+                answers[worker.task] = failed
+        return answers
+
+    def _read(self, worker: Worker) -> Answer | None:
+        """What a worker says: None while it is not at its end, or when all it says is that it is ready."""
+        try:
+            piece = worker.channel.recv(READ_BYTES)
+            worker.data += piece
+            length = frame_length(worker.data, self.max_pixels)
+            if piece and (length is None or len(worker.data) < length):
+                return None
+            answer = unpacked(worker.data, self.max_pixels)
+        except (OSError, BadFrame):
+            return self._lost(worker)
+        if worker.task == -1 and not ready_frame(worker.data):
+            return self._lost(worker)
+        worker.task = None
+        worker.data.clear()
+        return answer
+
+    def _lost(self, worker: Worker) -> Answer:
+        starting = worker.task == -1
+        if starting:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(5)
+            said = worker.complaint()
+            raise SandboxError(f"a renderer did not start ({said}): model-written code runs nowhere else")
+        self._drop(worker)
+        return Answer(Failure.CRASHED, "its worker ended, and was replaced")
+
+    def _overdue(self, worker: Worker) -> Answer | None:
+        """The failure of a program that takes too long or too much, whose worker is killed."""
+        if self.memory_mb is not None and worker.task != -1:
+            used = resident_mb(worker.process.pid)
+            if used > self.memory_mb:
+                self._drop(worker)
+                return Answer(Failure.OUT_OF_MEMORY, f"it uses more than {self.memory_mb} MB")
+        if time.monotonic() < worker.deadline:
+            return None
+        if worker.task == -1:
+            raise SandboxError(f"a renderer was not ready after {START_SECONDS:g} s: try again on a quieter machine")
+        self._drop(worker)
+        return Answer(Failure.TIMEOUT, f"it ran longer than {self.seconds:g} s")
+
+
+def _kill_all(workers: list[Worker]) -> None:
+    while workers:
+        workers.pop().kill()
+
+
+def resident_mb(pid: int) -> float:
+    """Memory in MB that a process and all below it hold, pages that they share counted once each time."""
+    return sum(_pages(each) for each in tree_of(pid)) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def tree_of(pid: int) -> Iterable[int]:
+    """The process and all below it, as far as they still exist."""
+    yield pid
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from tree_of(int(child))
+
+
+def _pages(pid: int) -> int:
+    """Private and shared-memory pages of a process, without those that map files."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (OSError, ValueError):
+        return 0
+    return int(resident) - int(shared)
