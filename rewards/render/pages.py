@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewards.render.base import Limits, PooledRenderer
-from rewards.render.pool import Pool
+from rewards.render.pool import Pool, Watch
 from rewards.render.sandbox import Sandbox, SandboxError, python_command, python_sandbox, require
 from rewards.render.svg import check_size
+from rewards.render.usage import require_children
 
 BROWSERS = ("chromium-headless-shell", "chromium")
 """In /usr/lib/chromium; the shell is Debian's package of that name, and draws a page in half the time."""
@@ -36,7 +37,6 @@ class Pages(PooledRenderer):
     height: int = 256
     width: int = 256
     scripts: bool = False
-    workers: int = 1
     limits: Limits = field(default_factory=page_limits)
 
     def __post_init__(self) -> None:
@@ -45,6 +45,7 @@ class Pages(PooledRenderer):
 
     def make_pool(self) -> Pool:
         require()
+        require_children()
         folders: list[tuple[Path, str]] = [(Path(name), name) for name in FOLDERS if Path(name).is_dir()]
         inside = python_sandbox(("playwright", "pillow"), folders, self.limits.files_mb, proc=True)
         sandbox = Sandbox(inside.files, (), inside.scratch_mb, True, inside.environment)
@@ -54,7 +55,9 @@ class Pages(PooledRenderer):
         }  # fmt: skip
         command = sandbox.command(python_command("pages", [settings]))
         limits = self.limits
-        return Pool(command, self.workers, limits.wall_seconds, limits.max_pixels, limits.memory_mb)
+        return Pool(
+            command, self.workers, limits.wall_seconds, limits.max_pixels, Watch(limits.cpu_seconds, limits.memory_mb)
+        )
 
 
 def find_browser() -> str:

@@ -11,14 +11,14 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO
 
 from rewards.render.inside.fork_server import ready_frame
 from rewards.render.inside.frames import LENGTH, Answer, BadFrame, Failure, frame_length, unpacked
 from rewards.render.sandbox import SandboxError
+from rewards.render.usage import usage_of
 
 START_SECONDS = 120.0
 """How long a worker may take until it is ready, on a busy machine."""
@@ -36,15 +36,17 @@ class Worker:
     errors: IO[bytes]
     deadline: float
     task: int | None = -1
+    spent: float = 0.0
+    """CPU-seconds before this program."""
     data: bytearray = field(default_factory=bytearray)
 
     @classmethod
     def started(cls, command: Sequence[str]) -> Worker:
         """A worker whose standard input is the other end of `channel`."""
         ours, theirs = socket.socketpair()
-        errors = tempfile.TemporaryFile()
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 kill() closes it
         with theirs:
-            process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, stderr=errors, env={})
+            process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=errors, env={})
         return cls(process, ours, errors, time.monotonic() + START_SECONDS)
 
     def send(self, task: int, program: bytes, seconds: float) -> None:
@@ -71,18 +73,26 @@ class Worker:
         return lines[-1] if lines else "it said nothing"
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What all processes of a worker may use together for one program."""
+
+    cpu_seconds: float
+    memory_mb: float
+
+
 @dataclass(eq=False)
 class Pool:
     """At most `size` workers that `command` starts; `seconds` is how long one may be silent about a program.
 
-    With `memory_mb`, the resident memory of all processes of a worker is bounded from outside.
+    With a `watch`, all processes of a worker are bounded together, from outside.
     """
 
     command: Sequence[str]
     size: int
     seconds: float
     max_pixels: int
-    memory_mb: int | None = None
+    watch: Watch | None = None
     lost: int = 0
     """Workers that had to be replaced so far."""
 
@@ -145,6 +155,7 @@ class Pool:
             task = waiting.popleft()
             try:
                 worker.send(task, programs[task], self.seconds)
+                worker.spent = usage_of(worker.process.pid)[0] if self.watch else 0.0
             except OSError:  # it died while idle: the program was not at fault
                 waiting.appendleft(task)
                 self._drop(worker)
@@ -156,7 +167,7 @@ class Pool:
             for worker in busy:
                 selector.register(worker.channel, selectors.EVENT_READ, worker)
             patience = max(0.0, min((w.deadline for w in busy), default=0.0) - time.monotonic())
-            ready = selector.select(min(patience, TICK_SECONDS) if self.memory_mb else patience)
+            ready = selector.select(min(patience, TICK_SECONDS) if self.watch else patience)
         answers = {}
         for worker in [key.data for key, _ in ready]:
             task = worker.task
@@ -180,6 +191,8 @@ class Pool:
             return self._lost(worker)
         if worker.task == -1 and not ready_frame(worker.data):
             return self._lost(worker)
+        if self.watch and worker.task != -1:
+            answer = replace(answer, cpu_seconds=max(0.0, usage_of(worker.process.pid)[0] - worker.spent))
         worker.task = None
         worker.data.clear()
         return answer
@@ -196,11 +209,9 @@ class Pool:
 
     def _overdue(self, worker: Worker) -> Answer | None:
         """The failure of a program that takes too long or too much, whose worker is killed."""
-        if self.memory_mb is not None and worker.task != -1:
-            used = resident_mb(worker.process.pid)
-            if used > self.memory_mb:
-                self._drop(worker)
-                return Answer(Failure.OUT_OF_MEMORY, f"it uses more than {self.memory_mb} MB")
+        if (said := self._excess(worker)) is not None:
+            self._drop(worker)
+            return said
         if time.monotonic() < worker.deadline:
             return None
         if worker.task == -1:
@@ -208,30 +219,17 @@ class Pool:
         self._drop(worker)
         return Answer(Failure.TIMEOUT, f"it ran longer than {self.seconds:g} s")
 
+    def _excess(self, worker: Worker) -> Answer | None:
+        if self.watch is None or worker.task == -1:
+            return None
+        seconds, megabytes = usage_of(worker.process.pid)
+        if megabytes > self.watch.memory_mb:
+            return Answer(Failure.OUT_OF_MEMORY, f"it needs more than {self.watch.memory_mb:g} MB")
+        if seconds - worker.spent > self.watch.cpu_seconds:
+            return Answer(Failure.TIMEOUT, f"it used more than {self.watch.cpu_seconds:g} CPU-seconds")
+        return None
+
 
 def _kill_all(workers: list[Worker]) -> None:
     while workers:
         workers.pop().kill()
-
-
-def resident_mb(pid: int) -> float:
-    """Memory in MB that a process and all below it hold, pages that they share counted once each time."""
-    return sum(_pages(each) for each in tree_of(pid)) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
-def tree_of(pid: int) -> Iterable[int]:
-    """The process and all below it, as far as they still exist."""
-    yield pid
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                yield from tree_of(int(child))
-
-
-def _pages(pid: int) -> int:
-    """Private and shared-memory pages of a process, without those that map files."""
-    try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
-        return 0
-    return int(resident) - int(shared)

@@ -1,7 +1,7 @@
 """The sandbox of model-written code: bubblewrap with namespaces of its own, nothing in them but what is named here.
 
-No network, no environment, a read-only root of a few folders under neutral names, so that neither the home folder nor the
-user's name can be seen. There is no way to run without it.
+No network, no environment, a read-only root of a few folders under neutral names, so that neither the home folder nor
+the user's name can be seen. There is no way to run without it.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def require() -> None:
     if done.returncode:
         said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise SandboxError(
-            f"model-written code runs only in bubblewrap, which cannot make a sandbox here ({said}): allow unprivileged "
-            "user namespaces, in a container for instance with `--security-opt seccomp=unconfined`"
+            f"model-written code runs only in bubblewrap, which cannot make a sandbox here ({said}): allow "
+            "unprivileged user namespaces, in a container for instance with `--security-opt seccomp=unconfined`"
         )
 
 
@@ -129,7 +129,9 @@ def python_sandbox(packages: Sequence[str], more: Sequence[tuple[Path, str]], sc
 def python_command(module: str, arguments: Sequence[object]) -> list[str]:
     """The command that runs `module` of rewards.render.inside in a python_sandbox; arguments other than strings are
     given as JSON."""
-    start = f"import sys; sys.path[:0] = [{CODE!r}, {PACKAGES!r}]; from rewards.render.inside.{module} import main; main()"
+    start = (
+        f"import sys; sys.path[:0] = [{CODE!r}, {PACKAGES!r}]; from rewards.render.inside.{module} import main; main()"
+    )
     told = [value if isinstance(value, str) else json.dumps(value) for value in arguments]
     return [f"{PYTHON}/bin/python3", "-s", "-S", "-P", "-c", start, *told]
 
@@ -168,7 +170,9 @@ def _installed(distribution: str) -> importlib.metadata.Distribution:
     try:
         return importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError as error:
-        raise SandboxError(f"the renderer needs the package {distribution}: run `pip install {distribution}`") from error
+        raise SandboxError(
+            f"the renderer needs the package {distribution}: run `pip install {distribution}`"
+        ) from error
 
 
 def _libraries() -> list[tuple[Path, str]]:

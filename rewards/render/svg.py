@@ -45,6 +45,6 @@ def check_size(name: str, height: int, width: int, max_pixels: int) -> None:
     """
     if min(height, width) < 1 or height * width > max_pixels:
         raise ValueError(
-            f"{name}.height x width is {height} x {width}: give at least 1 each and at most {max_pixels} pixels, which is "
-            "limits.max_pixels"
+            f"{name}.height x width is {height} x {width}: give at least 1 each and at most {max_pixels} pixels "
+            "(limits.max_pixels)"
         )

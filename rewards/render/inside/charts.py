@@ -8,11 +8,11 @@ import io
 import matplotlib as mpl
 
 mpl.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from rewards.render.inside.fork_server import Bounds  # noqa: E402
-from rewards.render.inside.frames import Answer, Failure, Refused  # noqa: E402
+from rewards.render.inside.fork_server import Bounds
+from rewards.render.inside.frames import Answer, Failure, Refused
 
 DENIED = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNREFUSED}
 OUTSIDE = ("SocketError", "URLError", "gaierror")

@@ -25,9 +25,9 @@ FORBIDDEN_CALLS = {
         # mq_open, kexec_load, add_key, request_key, keyctl, migrate_pages, unshare, move_pages, perf_event_open,
         # fanotify_init, name_to_handle_at, open_by_handle_at, setns, process_vm_readv, process_vm_writev, kcmp,
         # finit_module, memfd_create, kexec_file_load, bpf, execveat, userfaultfd
-        (29, *range(41, 51), 53, 56, 57, 58, 59, 64, 68, 101, 135, 155, 161, 163, 165, 166, 167, 169, 172, 173, 175, 176,
-         179, 240, 246, 248, 249, 250, 256, 272, 279, 298, 300, 303, 304, 308, 310, 311, 312, 313, 319, 320, 321, 322,
-         323),
+        (29, *range(41, 51), 53, 56, 57, 58, 59, 64, 68, 101, 135, 155, 161, 163, 165, 166, 167, 169, 172, 173, 175,
+         176, 179, 240, 246, 248, 249, 250, 256, 272, 279, 298, 300, 303, 304, 308, 310, 311, 312, 313, 319, 320, 321,
+         322, 323),
     ),
     "aarch64": (
         0xC00000B7,  # AUDIT_ARCH_AARCH64
@@ -48,7 +48,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
 
 
 def check(result: int, what: str) -> None:
@@ -100,7 +100,7 @@ def fresh_folder(files_mb: int) -> None:
     os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC)
     check(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "mount private")
     options = f"size={files_mb}m,nr_inodes=256,mode=700".encode()
-    check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options), "mount /tmp")  # noqa: S108
+    check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options), "mount /tmp")
     os.chdir("/tmp")  # noqa: S108
 
 

@@ -1,8 +1,8 @@
 """A worker that has its drawing package loaded and forks a fresh child for every program.
 
 A child is the only process of its PID namespace, has its own empty /tmp, and has given up everything that
-rewards.render.inside.confine takes; nothing that it does outlives it. It writes one frame to a pipe. What it writes is as
-untrusted as what it runs.
+rewards.render.inside.confine takes; nothing that it does outlives it. It writes one frame to a pipe. What it writes is
+as untrusted as what it runs.
 """
 
 from __future__ import annotations

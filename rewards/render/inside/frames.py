@@ -1,6 +1,7 @@
 """What passes between a worker in the sandbox and the process that asks it: length-prefixed frames over one socket.
 
-A request is a program. An answer is a JSON header and raw pixels; nothing is pickled, and the reader believes no length.
+A request is a program. An answer is a JSON header and raw pixels; nothing is pickled, and the reader believes no
+length.
 """
 
 from __future__ import annotations

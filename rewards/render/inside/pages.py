@@ -50,7 +50,7 @@ def main() -> None:
     with sync_playwright() as playwright:
 
         def launched() -> Browser:
-            flags = [*OFFLINE] if settings.scripts else [*OFFLINE, "--js-flags=--jitless"]
+            flags = [*OFFLINE] if settings.scripts else [*OFFLINE, "--js-flags=--jitless --lite-mode --single-threaded"]
             return playwright.chromium.launch(executable_path=settings.browser, args=flags, chromium_sandbox=True)
 
         browser = launched()

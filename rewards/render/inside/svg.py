@@ -19,7 +19,7 @@ OUTSIDE = re.compile(r"url\(\s*['\"]?(?!\s*['\"]?\s*(?:#|data:))|@import", re.IG
 
 
 def draw(program: bytes, bounds: Bounds) -> Answer:
-    """The drawing of `program` (UTF-8), as large as fits into the settings `height` and `width`, in their middle on white.
+    """The drawing of `program` (UTF-8), as large as fits into the settings `height` and `width`, in the middle of white.
 
     Raises:
         Refused: it is no XML, no SVG, or refers to something outside itself.
@@ -30,7 +30,7 @@ def draw(program: bytes, bounds: Bounds) -> Answer:
     except (UnicodeDecodeError, expat.ExpatError) as error:
         raise Refused(Failure.SYNTAX_ERROR, str(error)) from error
     height, width = int(str(bounds.settings["height"])), int(str(bounds.settings["width"]))
-    fonts = sorted(str(path) for path in Path(FONTS).glob("*.ttf"))
+    fonts = sorted(str(path) for path in Path(FONTS).glob("DejaVu*.ttf")) if "<text" in text or ":text" in text else []
     try:
         png = resvg_py.svg_to_bytes(
             svg_string=text, width=width, height=height, skip_system_fonts=True, font_files=fonts,
