@@ -15,8 +15,8 @@ GRACE_SECONDS = 10.0
 @dataclass(frozen=True, kw_only=True)
 class Charts(PooledRenderer):
     """The last figure that a Python program leaves, at its own size and resolution; whether it was shown, saved or
-    closed makes no difference. Random numbers begin from seed 0. `packages` names distributions that it may import beyond
-    matplotlib and numpy, such as pandas.
+    closed makes no difference. Random numbers begin from seed 0. `packages` names distributions that it may import
+    beyond matplotlib and numpy, such as pandas.
 
     Raises:
         SandboxError: bubblewrap or a package is missing.
@@ -25,7 +25,7 @@ class Charts(PooledRenderer):
     packages: tuple[str, ...] = ()
 
     def make_pool(self) -> Pool:
-        sandbox = python_sandbox(("matplotlib", *self.packages), (), self.limits.files_mb, proc=False)
+        sandbox = python_sandbox(("matplotlib", *self.packages), (), self.limits.files_mb)
         return fork_pool("charts", sandbox, self.limits, self.workers, {})
 
 

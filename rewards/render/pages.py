@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rewards.render.base import Limits, PooledRenderer
 from rewards.render.pool import Pool, Watch
-from rewards.render.sandbox import Sandbox, SandboxError, python_command, python_sandbox, require
+from rewards.render.sandbox import SandboxError, python_command, python_sandbox, require
 from rewards.render.svg import check_size
 from rewards.render.usage import require_children
 
@@ -47,8 +47,8 @@ class Pages(PooledRenderer):
         require()
         require_children()
         folders: list[tuple[Path, str]] = [(Path(name), name) for name in FOLDERS if Path(name).is_dir()]
-        inside = python_sandbox(("playwright", "pillow"), folders, self.limits.files_mb, proc=True)
-        sandbox = Sandbox(inside.files, (), inside.scratch_mb, True, inside.environment)
+        inside = python_sandbox(("playwright", "pillow"), folders, self.limits.files_mb)
+        sandbox = replace(inside, capabilities=(), browser=True)
         settings = {
             "browser": find_browser(), "height": self.height, "width": self.width, "scripts": self.scripts,
             "memory_mb": self.limits.memory_mb, "files_mb": self.limits.files_mb,

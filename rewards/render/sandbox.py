@@ -34,13 +34,14 @@ class SandboxError(RuntimeError):
 @dataclass(frozen=True)
 class Sandbox:
     """What a worker sees: `files`, pairs of a path here and its read-only path there, `capabilities` in its own user
-    namespace, `scratch_mb` of /tmp, whether it has a /proc, and the `environment`."""
+    namespace, `scratch_mb` of /tmp, the `environment`, and for a `browser` also a /proc and as much of /dev/shm, which
+    a fork server's children would share."""
 
     files: tuple[tuple[Path, str], ...]
     capabilities: tuple[str, ...] = ()
     scratch_mb: int = 16
-    proc: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    browser: bool = False
 
     def command(self, inside: Sequence[str]) -> list[str]:
         """The command line that runs `inside` in it.
@@ -51,12 +52,12 @@ class Sandbox:
         options = [find_bubblewrap(), *ISOLATED, "--size", str(self.scratch_mb << 20), "--tmpfs", "/tmp"]  # noqa: S108
         for capability in self.capabilities:
             options += ["--cap-add", capability]
-        options += ["--tmpfs", "/dev", "--size", str(self.scratch_mb << 20), "--tmpfs", "/dev/shm"]  # noqa: S108
+        options += ["--tmpfs", "/dev"]
         for device in ("null", "zero", "random", "urandom"):
             options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
+        if self.browser:
+            options += ["--proc", "/proc", "--size", str(self.scratch_mb << 20), "--tmpfs", "/dev/shm"]  # noqa: S108
         options += ["--remount-ro", "/dev"]
-        if self.proc:
-            options += ["--proc", "/proc"]
         for source, target in self.files:
             options += ["--ro-bind", str(source), target]
         for name, value in self.environment:
@@ -104,7 +105,7 @@ def require() -> None:
         )
 
 
-def python_sandbox(packages: Sequence[str], more: Sequence[tuple[Path, str]], scratch_mb: int, proc: bool) -> Sandbox:
+def python_sandbox(packages: Sequence[str], more: Sequence[tuple[Path, str]], scratch_mb: int) -> Sandbox:
     """A sandbox with this Python, the distributions `packages` with what they need, and the `more` files."""
     base = Path(sys.base_prefix)
     binary = Path(os.path.realpath(sys.executable))
@@ -117,7 +118,6 @@ def python_sandbox(packages: Sequence[str], more: Sequence[tuple[Path, str]], sc
         (*files, *more),
         ("CAP_SYS_ADMIN",),
         scratch_mb,
-        proc,
         (
             ("LD_LIBRARY_PATH", f"{PYTHON}/lib"), ("PYTHONHASHSEED", "0"), ("PYTHONDONTWRITEBYTECODE", "1"),
             ("MPLCONFIGDIR", "/tmp"), ("HOME", "/tmp"), ("LANG", "C.UTF-8"), ("OMP_NUM_THREADS", "1"),  # noqa: S108

@@ -33,7 +33,7 @@ class Svg(PooledRenderer):
         if fonts is None:
             raise SandboxError("matplotlib brings the fonts of SVG and has no folder here: install it again")
         found: list[tuple[Path, str]] = [(fonts / "mpl-data" / "fonts" / "ttf", "/fonts")]
-        sandbox = python_sandbox(("resvg_py", "pillow"), found, self.limits.files_mb, proc=False)
+        sandbox = python_sandbox(("resvg_py", "pillow"), found, self.limits.files_mb)
         return fork_pool("svg", sandbox, self.limits, self.workers, {"height": self.height, "width": self.width})
 
 

@@ -15,6 +15,7 @@ from rewards.render.inside.fork_server import Bounds
 from rewards.render.inside.frames import Answer, Failure, Refused
 
 DENIED = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH, errno.ENETDOWN, errno.ECONNREFUSED}
+FULL = {errno.EFBIG, errno.ENOSPC, errno.EDQUOT}
 OUTSIDE = ("SocketError", "URLError", "gaierror")
 SCRATCH = "/tmp/"  # noqa: S108
 WARM = """
@@ -77,6 +78,8 @@ def _classify(error: Exception) -> None:
     if isinstance(error, OSError):
         named = error.filename if isinstance(error.filename, str) else ""
         elsewhere = named.startswith("/") and not named.startswith(SCRATCH)
+        if error.errno in FULL:
+            raise Refused(Failure.TOO_LARGE, f"it wrote too much: {error.strerror}") from error
         if error.errno in DENIED or elsewhere or type(error).__name__ in OUTSIDE:
             raise Refused(Failure.FORBIDDEN, f"{type(error).__name__}: {str(error)[:300]}") from error
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):

@@ -135,6 +135,7 @@ def _child(program: bytes, draw: Draw, bounds: Bounds, writer: int) -> None:
 
 
 def _confined(bounds: Bounds, writer: int) -> None:
+    os.setsid()  # kill(0) reaches its process group whatever the PID namespace
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

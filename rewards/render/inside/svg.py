@@ -19,7 +19,7 @@ OUTSIDE = re.compile(r"url\(\s*['\"]?(?!\s*['\"]?\s*(?:#|data:))|@import", re.IG
 
 
 def draw(program: bytes, bounds: Bounds) -> Answer:
-    """The drawing of `program` (UTF-8), as large as fits into the settings `height` and `width`, in the middle of white.
+    """The drawing of `program` (UTF-8), as large as fits into the settings `height` and `width`, centred on white.
 
     Raises:
         Refused: it is no XML, no SVG, or refers to something outside itself.
