@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup vulkan demo test check bench assets results clean
+.PHONY: setup vulkan browser demo test check bench assets soak results clean
 
 # One virtual environment, made by uv; the stamp is newer than what it was made from.
 setup: .venv/.stamp
@@ -21,10 +21,14 @@ setup: .venv/.stamp
 vulkan: setup
 	@$(BIN)/python -m vla.sim.lavapipe || true
 
+# For rendering web pages: Debian's Chromium without a window. Where it cannot be had, as above.
+browser: setup
+	@$(BIN)/python -m rewards.render.browser || true
+
 demo: setup
 	$(BIN)/python -m benchmarks.demo
 
-test: setup vulkan
+test: setup vulkan browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -48,12 +52,17 @@ assets: setup
 	$(BIN)/mmrl warmup diffusion/warmup_flow
 	$(BIN)/mmrl warmup vla/warmup_pushcube
 
+# Ten thousand renders, a tenth of them hostile: about an hour on two cores.
+soak: setup browser
+	$(BIN)/python -m benchmarks.render soak --renders 10000
+
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.transfer
 	$(BIN)/python -m benchmarks.diffusion
 	$(BIN)/python -m benchmarks.vla
+	$(BIN)/python -m benchmarks.render
 	$(BIN)/python -m benchmarks.readme
 
 clean:

@@ -13,7 +13,7 @@ from rewards.render import Limits, Rendered, Renderer, SandboxError
 from rewards.render.pages import find_browser
 from rewards.render.sandbox import find_bubblewrap
 
-TIGHT = Limits(cpu_seconds=2, wall_seconds=20, memory_mb=700, files_mb=8, max_pixels=500_000)
+TIGHT = Limits(cpu_seconds=2, wall_seconds=8, memory_mb=700, files_mb=8, max_pixels=500_000)
 BAR = "import matplotlib.pyplot as plt\nplt.figure(figsize=(2, 1.5))\nplt.bar(['a', 'b'], [{}, 2])\n"
 DISC = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle cx="4" cy="4" r="{}" fill="red"/></svg>'
 BOX = "<div style='width:{}px;height:40px;background:green'>text</div>"

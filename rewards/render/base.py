@@ -84,7 +84,8 @@ class PooledRenderer(Renderer):
     """A renderer whose programs run in a pool of sandboxed workers, each result being remembered.
 
     `workers` is how many programs run at a time; `cache_mb` how much memory finished pictures may take, 0 for none.
-    The processes start at the first render. Not for several threads at once.
+    The processes start at the first render and end with the thread that made it, when the next one starts them again.
+    Not for several threads at once.
     """
 
     workers: int = 2

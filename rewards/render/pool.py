@@ -99,7 +99,9 @@ class Pool:
     def __post_init__(self) -> None:
         self._workers: list[Worker] = []
         self._owner = os.getpid()
-        self._end = weakref.finalize(self, _kill_all, self._workers)
+        self._end = weakref.finalize(self, _kill_all, self._workers, self._owner)
+        self._again: list[int] = []
+        self._retried: set[int] = set()
 
     @property
     def pids(self) -> list[int]:
@@ -107,7 +109,7 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def run(self, programs: Sequence[bytes]) -> list[Answer]:
-        """The answer to each program, in order.
+        """The answer to each program, in order. One whose worker ended has a second try with another.
 
         Raises:
             SandboxError: no worker can be started.
@@ -115,11 +117,14 @@ class Pool:
         self._check_owner()
         answers: dict[int, Answer] = {}
         waiting = deque(range(len(programs)))
+        self._again, self._retried = [], set()
         try:
             while len(answers) < len(programs):
                 self._fill(len(programs) - len(answers))
                 self._hand_out(waiting, programs)
                 answers.update(self._collected())
+                waiting.extend(self._again)
+                self._again = []
         except BaseException:
             self.close()  # what is half done belongs to nobody
             raise
@@ -127,7 +132,7 @@ class Pool:
 
     def close(self) -> None:
         """End all workers."""
-        _kill_all(self._workers)
+        _kill_all(self._workers, os.getpid())
 
     def _check_owner(self) -> None:
         """A forked copy of this process must not read what the workers answer to the original."""
@@ -135,7 +140,7 @@ class Pool:
             self._end.detach()
             self._workers = []
             self._owner = os.getpid()
-            self._end = weakref.finalize(self, _kill_all, self._workers)
+            self._end = weakref.finalize(self, _kill_all, self._workers, self._owner)
 
     def _fill(self, wanted: int) -> None:
         for worker in [w for w in self._workers if w.task is None and w.process.poll() is not None]:
@@ -197,15 +202,18 @@ class Pool:
         worker.data.clear()
         return answer
 
-    def _lost(self, worker: Worker) -> Answer:
-        starting = worker.task == -1
-        if starting:
+    def _lost(self, worker: Worker) -> Answer | None:
+        if worker.task == -1:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(5)
             said = worker.complaint()
             raise SandboxError(f"a renderer did not start ({said}): model-written code runs nowhere else")
         self._drop(worker)
-        return Answer(Failure.CRASHED, "its worker ended, and was replaced")
+        if worker.task is not None and worker.task not in self._retried:
+            self._retried.add(worker.task)
+            self._again.append(worker.task)
+            return None
+        return Answer(Failure.CRASHED, "its worker ended twice, and was replaced")
 
     def _overdue(self, worker: Worker) -> Answer | None:
         """The failure of a program that takes too long or too much, whose worker is killed."""
@@ -230,6 +238,8 @@ class Pool:
         return None
 
 
-def _kill_all(workers: list[Worker]) -> None:
+def _kill_all(workers: list[Worker], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked copy that ends: they are not its own
     while workers:
         workers.pop().kill()
