@@ -1,7 +1,7 @@
 """How fast charts, pages and SVG are drawn, and whether the pools last: `python -m benchmarks.render [soak]`.
 
-CPU-seconds are those of this process and all workers. Programs are written here and all differ; one in ten of the soak is
-hostile. The figures go to benchmarks/results/render.json, those of the soak to render_soak.json.
+CPU-seconds are those of this process and all workers. Programs are written here and all differ; one in ten of the
+soak is hostile. The figures go to benchmarks/results/render.json, those of the soak to render_soak.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ HOSTILE = {
     "charts": [
         "open('/etc/passwd').read()", "import os; os.fork()", "import os; os._exit(1)", "import os; os.kill(0, 9)",
         "x = bytearray(10 ** 10)", "import socket; socket.socket()", "import ctypes; ctypes.string_at(0)",
-        "import os\nfor n in range(1000): open(str(n), 'w')", "import subprocess; subprocess.run(['sh'])", "while True: pass",
+        "import os\nfor n in range(1000): open(str(n), 'w')", "import subprocess; subprocess.run(['sh'])",
+        "while True: pass",
     ],
     "svg": [
         '<!DOCTYPE svg [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>', "<svg",
@@ -39,7 +40,8 @@ HOSTILE = {
     ],
     "pages": [
         "<img src='file:///etc/passwd'>", "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'>",
-        "<div>" * 3000, "".join(f"<div style='width:9000px;height:9000px;filter:blur({n}px)'>" for n in range(100, 400)),
+        "<div>" * 3000,
+        "".join(f"<div style='width:9000px;height:9000px;filter:blur({n}px)'>" for n in range(100, 400)),
     ],
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ GRACE_SECONDS = 10.0
 @dataclass(frozen=True, kw_only=True)
 class Charts(PooledRenderer):
     """The last figure that a Python program leaves, at its own size and resolution; whether it was shown, saved or
-    closed makes no difference. Random numbers begin from seed 0. `packages` names distributions that it may import
-    beyond matplotlib and numpy, such as pandas.
+    closed makes no difference, and a file that it saves is empty. Random numbers begin from seed 0. `packages` names
+    distributions that it may import beyond matplotlib and numpy, such as pandas.
 
     Raises:
         SandboxError: bubblewrap or a package is missing.
