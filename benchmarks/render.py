@@ -41,7 +41,7 @@ HOSTILE = {
     "pages": [
         "<img src='file:///etc/passwd'>", "<meta http-equiv=refresh content='0;url=http://127.0.0.1:9/'>",
         "<div>" * 3000,
-        "".join(f"<div style='width:9000px;height:9000px;filter:blur({n}px)'>" for n in range(100, 400)),
+        "".join(f"<div style='width:9000px;height:9000px;filter:blur({n}px)'>" for n in range(100, 400)) + "hangs",
     ],
 }  # fmt: skip
 
@@ -154,7 +154,6 @@ def soak(count: int) -> None:
     }  # fmt: skip
     chance, outcomes, snapshots = random.Random(0), Counter[str](), []
     begin, done, lost_good = time.monotonic(), 0, 0
-    before = set(os.listdir(tempfile.gettempdir()))
     while done < count:
         for name, size in (("charts", 28), ("svg", 8), ("pages", 4)):
             hostile = [chance.random() < 0.1 for _ in range(size)]
@@ -171,7 +170,7 @@ def soak(count: int) -> None:
             print(snapshots[-1], flush=True)
     for renderer in renderers.values():
         renderer.close()
-    left = sorted(set(os.listdir(tempfile.gettempdir())) - before)
+    left = os.listdir(tempfile.gettempdir())
     figures: dict[str, object] = {
         "renders": done, "seconds": round(time.monotonic() - begin), "good_without_picture": lost_good,
         "outcomes": dict(sorted(outcomes.items())), "snapshots": snapshots, "zombies_after": zombies(),
@@ -187,7 +186,9 @@ def main() -> None:
     parser.add_argument("--renders", type=int, help="how many: 160 of each kind, or 10,000 in the soak")
     told = parser.parse_args()
     if told.what == "soak":
-        soak(told.renders or 10_000)
+        with tempfile.TemporaryDirectory(prefix="mmrl-soak-") as folder:
+            tempfile.tempdir = folder  # what is left there is ours alone
+            soak(told.renders or 10_000)
     else:
         speed(told.renders or 160)
 

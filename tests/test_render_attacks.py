@@ -96,7 +96,11 @@ BOMBS = {
     ),
     "draws a giant figure": ("import matplotlib.pyplot as plt; plt.figure(figsize=(1e4, 1e4)); plt.plot([1])", TOO_LARGE),
     "saves a giant figure": (
-        "import matplotlib.pyplot as plt; plt.plot([1]); plt.savefig('a.png', dpi=4000)", ANY,
+        "import matplotlib.pyplot as plt; plt.plot([1]); plt.savefig('a.png', dpi=4000)", {None},
+    ),
+    "saves a giant figure to memory": (
+        "import io, matplotlib.pyplot as plt; plt.plot([1]); plt.savefig(io.BytesIO(), dpi=4000)",
+        {Failure.OUT_OF_MEMORY, Failure.ERROR, Failure.TIMEOUT},
     ),
     "prints without end": ("for _ in range(3000): print('x' * 1_000_000)", {Failure.EMPTY, Failure.TIMEOUT}),
     "writes a giant file": ("f = open('a', 'wb')\nfor _ in range(300): f.write(bytes(1 << 20))", TOO_LARGE),
