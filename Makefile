@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup vulkan demo test check bench assets results clean
+.PHONY: setup vulkan browser demo test check bench assets soak results clean
 
 # One virtual environment, made by uv; the stamp is newer than what it was made from.
 setup: .venv/.stamp
@@ -21,10 +21,14 @@ setup: .venv/.stamp
 vulkan: setup
 	@$(BIN)/python -m vla.sim.lavapipe || true
 
-demo: setup
+# For rendering web pages: Debian's Chromium without a window. Where it cannot be had, as above.
+browser: setup
+	@$(BIN)/python -m rewards.render.browser || true
+
+demo: setup vulkan
 	$(BIN)/python -m benchmarks.demo
 
-test: setup vulkan
+test: setup vulkan browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
@@ -51,6 +55,10 @@ assets: setup vulkan
 	$(BIN)/mmrl warmup vla/warmup_pictures
 	$(BIN)/mmrl warmup vla/warmup_pickcube
 
+# Ten thousand renders, a tenth of them hostile: about an hour on two cores.
+soak: setup browser
+	$(BIN)/python -m benchmarks.render soak --renders 10000
+
 # The figures of the README: hours of CPU, written to benchmarks/results/.
 results: setup vulkan
 	$(BIN)/python -m benchmarks.digits
@@ -61,6 +69,7 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.vla_pictures
 	$(BIN)/python -m benchmarks.vla_pickcube
 	$(BIN)/python -m benchmarks.thesis
+	$(BIN)/python -m benchmarks.render
 	$(BIN)/python -m benchmarks.readme
 
 clean:
