@@ -1,8 +1,8 @@
 """`make demo`: small real models learn, on a laptop CPU.
 
 No-Thinking-CLS-RL on handwritten digits from the shipped 4-shot start, then supervised learning with the same CPU
-seconds; RLCM on the small consistency model, with KL and a stop rule; pi_RL on a robot that pushes a cube, filmed before
-and after where there is a Vulkan driver. Each writes its HTML report. The folders of the last demo are replaced.
+seconds; RLCM on the small consistency model, with KL and a stop rule; pi_RL on a robot that pushes a cube, filmed
+before and after where there is a Vulkan driver. Each writes its HTML report. The folders of the last demo are replaced.
 """
 
 from __future__ import annotations
