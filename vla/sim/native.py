@@ -9,6 +9,7 @@ from typing import NoReturn
 import gymnasium
 import torch
 from mani_skill.agents.base_agent import BaseAgent
+from mani_skill.agents.multi_agent import MultiAgent
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.utils import assets, common, download_asset
 from mani_skill.utils.registration import REGISTERED_ENVS
@@ -142,7 +143,8 @@ def _sizes(told: Mapping[str, object], above: str = "") -> Iterator[tuple[str, i
 
 def _controls(env: BaseEnv) -> tuple[str, ...]:
     """Of the robot, if there is one."""
-    return tuple(env.agent.supported_control_modes) if isinstance(env.agent, BaseAgent) else ()
+    alone = isinstance(env.agent, BaseAgent) and not isinstance(env.agent, MultiAgent)
+    return tuple(env.agent.supported_control_modes) if alone else ()
 
 
 def _boxes(env: BaseEnv) -> dict[str, gymnasium.spaces.Box]:
