@@ -236,6 +236,34 @@ def pushcube(found: dict) -> str:
     )
 
 
+def words(found: dict) -> str:
+    rows = ["| four tasks told by words, one policy | before | after |", "|---|---|---|"]
+    for name, before in found["before"].items():
+        label = name.partition("/")[2] or "all four"
+        rows.append(f"| {label} | {pm(before)} | {pm(found['after'][name])} |")
+    seeds = len(found["seeds"])
+    told = "one seed, so no claim" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Success rates, {found['held_out'] // 4} held-out episodes a task, {told}; {found['cpu_s']['mean']:.0f} CPU s of training "
+            "(`python -m benchmarks.vla_words`). The last four are variants that are not trained: words in another order, other words, "
+            "fewer words, other starting postures.",
+        ]
+    )
+
+
+def pickcube(found: dict) -> str:
+    f = found["recipe"]
+    seeds = len(f["seeds"])
+    told = "one seed, so no claim" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    return (
+        f"PickCube, {f['held_out']} held-out episodes on ManiSkill's own step: {pm(f['before'])} -> {pm(f['after'])} in "
+        f"{f['cpu_s']['mean']:.0f} CPU s of training, {told} (`python -m benchmarks.vla_pickcube recipe`)."
+    )
+
+
 def ddpo_trl(found: dict) -> str:
     wide = RESULTS / "diffusion_vs_trl_wide.json"
     shapes = [(found, "SD 1.5's topology at 8 x 8")]
@@ -302,6 +330,8 @@ def main() -> None:
         ("steps", "diffusion_steps", steps),
         ("others", "diffusion_others", others),
         ("pushcube", "vla", pushcube),
+        ("words", "vla_words", words),
+        ("pickcube", "vla_pickcube", pickcube),
         ("ddpo_trl", "diffusion_vs_trl", ddpo_trl),
         ("samplers", "diffusion_vs_trl", samplers),
         ("thesis", "thesis", thesis),
