@@ -316,6 +316,14 @@ def thesis(found: dict) -> str:
         f"(`python -m benchmarks.thesis`): of {len(pairs)} pairs {rose} rose and {fell} fell by more than the intervals. This shows that "
         "each pair learns, or does not in this time; one seed and untuned settings rank nothing."
     )
+    missing = [
+        f"{domain} {names[key]}" if domain in found["domains"] else domain
+        for domain in ("vision", "diffusion", "vla")
+        for key in names
+        if key not in found["domains"].get(domain, {"algorithms": {}})["algorithms"]
+    ]
+    if missing:
+        text += f" **Not measured yet: {', '.join(dict.fromkeys(missing))}.**"
     return "\n".join([*rows, "", text])
 
 

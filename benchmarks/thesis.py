@@ -28,7 +28,11 @@ DOMAINS = {
     "vision": ("vision/cls_rl_nothink", []),
     # a log-prob that is a density, as in the other two, so that one clip range is of one scale everywhere
     "diffusion": ("diffusion/rlcm_compress", ["policy.logprob_reduction=sum"]),
-    "vla": ("vla/grpo_pushcube", ["held_out.episodes=100", "held_out.first_seed=20000", "simulation.workers=1"]),
+    # an episode on ManiSkill's own step costs about half a CPU second, and there are two evaluations
+    "vla": (
+        "vla/grpo_pushcube",
+        ["held_out.episodes=50", "held_out.between=50", "held_out.first_seed=20000", "simulation.workers=1"],
+    ),
 }
 
 
