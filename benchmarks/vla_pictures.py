@@ -15,7 +15,7 @@ from benchmarks.common import write
 from benchmarks.vla_words import cloned, control, figures, trained
 
 ROOT = Path("runs/benchmark_vla_pictures")
-CLONING_STEPS = 8000
+CLONING_STEPS = 30_000
 """Of the control: as many CPU seconds of cloning as the run takes."""
 
 

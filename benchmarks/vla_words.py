@@ -20,7 +20,7 @@ from mmrl.cli import main as mmrl
 ROOT = Path("runs/benchmark_vla_words")
 UNSEEN = ["held_out.first_seed=20000", "held_out.step=auto", "held_out.rebuild=false", "logging.progress=false"]
 SHORT = ["held_out.episodes=40", "held_out.between=40", "simulation.workers=1"]
-CLONING_STEPS = 40_000
+CLONING_STEPS = 24_000
 """Of the control: as many CPU seconds of cloning as the runs take."""
 
 

@@ -111,8 +111,10 @@ def again(experiment: Experiment, runtime: Runtime) -> dict[str, str]:
     config, tasks, pictures = experiment.demonstrations, experiment.tasks, experiment.simulation.observe == "images"
     none, known, rate = "not possible: the config names no data set under `demonstrations`", list[Shown](), 0
     if config is not None:
-        folder = demonstrations.ensure(config, tasks[0], runtime.fresh_generator("demonstrations"))
-        known, rate = read(folder, min(REPLAYED, config.episodes or REPLAYED))
+        drawn = runtime.fresh_generator("demonstrations")
+        folder = demonstrations.ensure(config, tasks, drawn, experiment.simulation)
+        asked = REPLAYED if config.episodes is None else sum(demonstrations.spread(config.episodes, len(tasks)))
+        known, rate = read(folder, min(REPLAYED, asked))
         none = (
             f"not possible: {folder} does not say from which initial states its episodes began; sets that mmrl writes "
             "have an int64 feature `seed`"

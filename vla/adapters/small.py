@@ -56,6 +56,8 @@ class SmallAdapter(Adapter):
     def read(self, seen: Observations) -> dict[str, Any]:
         batch = super().read(seen)
         for name, feature in self.policy.config.image_features.items():
+            if name not in batch:
+                raise ValueError(f"observe.{name} is null: this policy has no other way to see, so give it a camera")
             if batch[name].shape[1:] != torch.Size(feature.shape):
                 raise ValueError(
                     f"the policy reads a picture {name} of shape {tuple(feature.shape)} and it is "
