@@ -247,7 +247,7 @@ def words(found: dict) -> str:
         [
             *rows,
             "",
-            f"Success rates, {found['held_out'] // 4} held-out episodes a task, {told}; {found['cpu_s']['mean']:.0f} CPU s of training "
+            f"Success rates, {found['held_out'] // 4} held-out episodes a task on the fast path, {told}; {found['cpu_s']['mean']:.0f} CPU s of training "
             "(`python -m benchmarks.vla_words`). The last four are variants that are not trained: words in another order, other words, "
             "fewer words, other starting postures.",
         ]
