@@ -203,14 +203,15 @@ def others() -> None:
     rates = json.loads((RESULTS / "diffusion_compress.json").read_text())["rates"]
     arms = [(arm, name, words) for name, words in OTHERS.items() for arm in (RLCM, DDPO)]
     jobs = [(arm, 0, rates[arm.name], words, f"{arm.name}_{name}") for arm, name, words in arms]
-    folders = together(jobs)
     found = {}
-    for (arm, _, rate, _, name), folder in zip(jobs, folders, strict=True):
-        c = curve(folder)
-        points = {key: [round(v, 4) for v in getattr(c, key)] for key in ("cpu", "reward", "gold", "kl")}
-        found[name] = {"arm": arm.name, "rate": rate, "gain_at_end": round(float(c.gain[-1]), 4), **points}
-    what = "RLCM and DDPO on other rewards, one seed each, as it fell"
-    write("diffusion_others", {"what": what, "seed": 0, "runs": found})
+    for first in range(0, len(jobs), 2):  # what is finished is written, should the next be stopped
+        pair = jobs[first : first + 2]
+        for (arm, _, rate, _, name), folder in zip(pair, together(pair), strict=True):
+            c = curve(folder)
+            points = {key: [round(v, 4) for v in getattr(c, key)] for key in ("cpu", "reward", "gold", "kl")}
+            found[name] = {"arm": arm.name, "rate": rate, "gain_at_end": round(float(c.gain[-1]), 4), **points}
+        what = "RLCM and DDPO on other rewards, one seed each, as it fell"
+        write("diffusion_others", {"what": what, "seed": 0, "runs": found})
 
 
 GIVEN = 5e-5, 5e-5

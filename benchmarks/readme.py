@@ -200,7 +200,10 @@ def others(found: dict) -> str:
     rows = ["| reward, one seed | | reward | gold accuracy | CPU s |", "|---|---|---|---|---|"]
     for key, name in names.items():
         for arm in ("rlcm", "ddpo"):
-            run = found["runs"][f"{arm}_{key}"]
+            run = found["runs"].get(f"{arm}_{key}")
+            if run is None:
+                rows.append(f"| {name} | {arm.upper()} | not run | | |")
+                continue
             reward, gold = (f"{run[k][0]:.3f} -> {run[k][-1]:.3f}" for k in ("reward", "gold"))
             rows.append(f"| {name} | {arm.upper()} | {reward} | {gold} | {run['cpu'][-1]:.0f} |")
     return "\n".join(
