@@ -91,12 +91,16 @@ class PushCube:
         self.cube, self.goal = env.obj._objs[0], env.goal_region._objs[0]
         self.radius, self.half = env.goal_radius, env.cube_half_size
 
-    def __call__(self, begins: bool = False) -> Judged:
+    def seen(self) -> tuple[NDArray[np.float32], list[float], list[float], float]:
+        """The state, where the cube and the tool are (3,), and how far the cube is from the goal in the plane."""
         tool, cube, goal = self.tool.entity_pose, self.cube.pose, self.goal.pose.p
         at, place = tool.p, cube.p
         state = np.concatenate([self.robot.qpos, self.robot.qvel, at, tool.q, goal, place, cube.q])
-        (x, y, z), (tx, ty, tz) = place.tolist(), at.tolist()
-        to_goal = _length(x - float(goal[0]), y - float(goal[1]))
+        where: list[float] = place.tolist()
+        return state, where, at.tolist(), _length(where[0] - float(goal[0]), where[1] - float(goal[1]))
+
+    def __call__(self, begins: bool = False) -> Judged:
+        state, (x, y, z), (tx, ty, tz), to_goal = self.seen()
         if to_goal < self.radius and z < self.half + 5e-3:
             return state, self.highest, True
         to_push = _length(x - self.half - 0.005 - tx, y - ty, z - tz)
@@ -113,11 +117,7 @@ class PullCube(PushCube):
     highest = 3.0
 
     def __call__(self, begins: bool = False) -> Judged:
-        tool, cube, goal = self.tool.entity_pose, self.cube.pose, self.goal.pose.p
-        at, place = tool.p, cube.p
-        state = np.concatenate([self.robot.qpos, self.robot.qvel, at, tool.q, goal, place, cube.q])
-        (x, y, z), (tx, ty, tz) = place.tolist(), at.tolist()
-        to_goal = _length(x - float(goal[0]), y - float(goal[1]))
+        state, (x, y, z), (tx, ty, tz), to_goal = self.seen()
         if to_goal < self.radius:
             return state, self.highest, True
         to_pull = _length(x + self.half + 2 * 0.005 - tx, y - ty, z - tz)
