@@ -38,8 +38,9 @@ from mmrl.config import load
 from mmrl.recipes import find_asset
 from mmrl.runtime import Runtime, acting
 from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
-from vision.collector import DemonstrationCollector, as_samples
+from vision.collector import DemonstrationCollector
 from vision.controls import UNBOUNDED
+from vision.conversation import Conversation, as_samples
 from vision.data import Example
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
@@ -130,7 +131,7 @@ def likeliest(policy: VisionPolicy, examples: Sequence[Example], encode: Encoder
     return right / len(examples)
 
 
-def scores(examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
+def scores(examples: Sequence[Example], answers: Sequence[Conversation]) -> list[float]:
     """1 or 0 per answer, tags and case apart, as the evaluator counts."""
     from rewards.text import AnswerMatch
 

@@ -24,6 +24,7 @@ from rewards.text import AnswerMatch, TagFormat
 from tests.tiny_vlms import make
 from vision import prompts
 from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig, answered
+from vision.conversation import Conversation, Limits
 from vision.data import Digits, FewShot, ImageFolder
 from vision.data.base import Example
 from vision.encoding import Encoder, RefusedExample, asked, divide
@@ -33,6 +34,7 @@ from vision.transitions import TokenTransitions
 
 SOURCE = Digits()
 EXAMPLES = SOURCE.examples()[:24]
+SHORT = Limits(1, 5, 4096)
 GRPO = Algorithm(GroupRelative(), PPOClip(), TokenMean())
 STYLES = (prompts.Think(), prompts.Direct(), prompts.ThinkAfterAnswer(), prompts.Adaptive())
 
@@ -253,10 +255,16 @@ def test_a_wrong_reward_stops_the_run_with_one_sentence(policy, runtime, values,
 def test_evaluation_is_the_same_twice_and_counts_right_answers(policy, runtime):
     class Oracle(AnswerEvaluator):
         def answers(self, policy, examples, encode, generator):
-            return [encode.style.demonstration(e.answer, SOURCE.thought(e)) for e in examples]
+            return [Conversation((encode.style.demonstration(e.answer, SOURCE.thought(e)),)) for e in examples]
 
     encode = Encoder(policy.processor, prompts.Think(), ())
-    parts = (EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch()), "format": Part(TagFormat())}))
+    parts = (
+        EXAMPLES,
+        encode,
+        SOURCE,
+        SHORT,
+        WeightedSum({"accuracy": Part(AnswerMatch()), "format": Part(TagFormat())}),
+    )
     perfect = Oracle(*parts).evaluate(policy, torch.Generator())
     assert perfect["accuracy"].value == perfect["thought_agrees"].value == perfect["format"].value == 1.0
     assert perfect["accuracy"].n == len(EXAMPLES)
@@ -273,10 +281,10 @@ def test_shuffled_pictures_expose_a_policy_that_does_not_look(policy):
 
     class Looks(AnswerEvaluator):
         def answers(self, policy, examples, encode, generator):
-            return [f"<answer>{from_picture[id(e.images[0])]}</answer>" for e in examples]
+            return [Conversation((f"<answer>{from_picture[id(e.images[0])]}</answer>",)) for e in examples]
 
     encode = Encoder(policy.processor, prompts.Think(), ())
-    found = Looks(EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch())})).evaluate(
+    found = Looks(EXAMPLES, encode, SOURCE, SHORT, WeightedSum({"accuracy": Part(AnswerMatch())})).evaluate(
         policy, torch.Generator()
     )
     assert found["accuracy"].value == 1.0
@@ -295,7 +303,7 @@ def test_another_picture_is_of_another_answer_under_the_same_question():
 
 def test_samples_are_written_for_people(policy, tmp_path):
     encode = Encoder(policy.processor, prompts.Think(), ())
-    AnswerEvaluator(EXAMPLES, encode, SOURCE, 5, WeightedSum({"accuracy": Part(AnswerMatch())})).samples(
+    AnswerEvaluator(EXAMPLES, encode, SOURCE, SHORT, WeightedSum({"accuracy": Part(AnswerMatch())})).samples(
         policy, torch.Generator().manual_seed(0), tmp_path / "s", 3
     )
     rows = json.loads((tmp_path / "s" / "samples.json").read_text())

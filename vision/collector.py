@@ -10,27 +10,35 @@ from torch import Tensor
 
 from mmrl.order import Shuffled, check_shared_out
 from mmrl.runtime import Runtime
-from mmrl.types import Collector, Policy, RewardFunction, Rollout, Samples, Scores
+from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores, Transitions
+from vision.conversation import Conversation, Limits, as_samples, converse
 from vision.data.base import Example
 from vision.encoding import Encoder
 from vision.policy import VisionPolicy
-from vision.sampling import draw, texts
+from vision.tools import Tool
 from vision.transitions import TokenTransitions
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """`prompts` a step over all processes, `group` answers of each, and their limits."""
+    """`prompts` a step over all processes, `group` answers of each, and their limits: `max_new_tokens` of a turn,
+    `max_prompt_tokens` of all that a turn follows, and `turns` where there is a `tool` to answer them."""
 
     prompts: int = 16
     group: int = 8
     max_new_tokens: int = 64
     max_prompt_tokens: int = 4096
+    turns: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group", "max_new_tokens"):
+        for name in ("prompts", "group", "max_new_tokens", "turns"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
+
+    @property
+    def limits(self) -> Limits:
+        """Of one conversation."""
+        return Limits(self.turns, self.max_new_tokens, self.max_prompt_tokens)
 
 
 class AnswerCollector(Collector):
@@ -43,33 +51,37 @@ class AnswerCollector(Collector):
         reward: RewardFunction,
         config: RolloutConfig,
         runtime: Runtime,
+        tool: Tool | None = None,
     ) -> None:
         check_shared_out(config.prompts, runtime)
         if not examples:
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
-        self.config, self.runtime = config, runtime
+        self.config, self.runtime, self.tool = config, runtime, tool
         self._order = Shuffled(len(examples), runtime, "prompts")
         self.asked: list[Example] = []
         """The example of each row of the last rollout."""
+        self.conversations: Sequence[Conversation] = ()
+        """What was said in each row of the last rollout."""
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
         places, mine = self._order.share(self.config.prompts)
         chosen = [self.examples[number] for number in mine]
         self.asked = [example for example in chosen for _ in range(self.config.group)]
-        prompts = self.encode.many(chosen)
         keep = policy.config.reuse_prefill
-        drawn = draw(policy, prompts, self.config.group, self.config.max_new_tokens, generator, keep)
-        answers = texts(policy, drawn.transitions.completions)
-        scores = self.reward(as_samples(self.asked, answers))
+        held = converse(policy, self.encode, chosen, self.config.group, self.config.limits, self.tool, generator, keep)
+        self.conversations = held.conversations
+        scores = self.reward(as_samples(self.asked, held.conversations))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
-        device = drawn.logprobs.device
-        return answered(drawn.transitions, drawn.logprobs, drawn.alive, scores, groups).with_(
+        device = held.logprobs.device
+        turns = torch.tensor([float(len(c.turns)) for c in held.conversations], device=device)
+        several = {} if self.config.turns == 1 else {"turns": turns[:, None].expand_as(held.alive)}
+        return answered(held.transitions, held.logprobs, held.alive, scores, groups).with_(
             prompt_ids=torch.tensor(mine, device=device).repeat_interleave(self.config.group),
-            stats={"entropy": drawn.entropy, "truncated": drawn.truncated[:, None].expand_as(drawn.alive)},
-            values=drawn.values,
-            last_value=None if drawn.values is None else drawn.values.new_zeros(len(drawn.values)),  # rewarded as it is
+            stats={"entropy": held.entropy, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
+            values=held.values,
+            last_value=None if held.values is None else held.values.new_zeros(len(held.values)),  # rewarded as it is
         )
 
     def state_dict(self) -> dict[str, object]:
@@ -79,16 +91,7 @@ class AnswerCollector(Collector):
         self._order.load_state_dict(state)
 
 
-def as_samples(examples: Sequence[Example], answers: Sequence[str]) -> Samples:
-    """What rewards and metrics read: completions with the columns of their examples."""
-    names = {name: None for example in examples for name in example.columns}
-    columns: dict[str, Sequence[object]] = {n: [e.columns.get(n) for e in examples] for n in names}
-    columns["answer"] = [example.answer for example in examples]
-    columns["question"] = [example.question for example in examples]
-    return Samples(answers, columns, [example.id for example in examples])
-
-
-def answered(transitions: TokenTransitions, logprobs: Tensor, alive: Tensor, scores: Scores, groups: Tensor) -> Rollout:
+def answered(transitions: Transitions, logprobs: Tensor, alive: Tensor, scores: Scores, groups: Tensor) -> Rollout:
     """A rollout whose reward falls on the last token of each answer. An answer to which no reward applies
     leaves the statistics of its group."""
     device = logprobs.device

@@ -46,7 +46,6 @@ class Encoder:
         self.lengths: dict[str, int] = {}
         """Tokens of every prompt that was ever encoded, by id."""
         self._bytes = 0.0
-        self._image_id: int | None = getattr(self.processor, "image_token_id", None)
         self._batches, self._verified = True, False
 
     def __call__(self, example: Example) -> Prompt:
@@ -148,12 +147,20 @@ class Encoder:
             )
         per_token = {name: t[0] for name, t in rest.items() if t.shape == (1, len(tokens))}
         vision = {name: tensor for name, tensor in rest.items() if name not in per_token}
-        placeholders = int((tokens == self._image_id).sum()) if self._image_id is not None else len(example.images)
-        if bool(example.images) != bool(placeholders):
-            raise RefusedExample(
-                f"{example.id}: {len(example.images)} pictures and {placeholders} picture tokens in the prompt"
-            )
-        return Prompt(example.id, tokens, per_token, vision, _key(vision))
+        check_pictures(example.id, tokens, self.processor, len(example.images))
+        return Prompt(example.id, tokens, per_token, vision, picture_key(vision))
+
+
+def check_pictures(name: str, tokens: Tensor, processor: ProcessorMixin, pictures: int) -> None:
+    """Refuse `tokens` (L,) in which the pictures that were given have no place, or the other way round.
+
+    Raises:
+        RefusedExample: names the example.
+    """
+    token: int | None = getattr(processor, "image_token_id", None)
+    placeholders = int((tokens == token).sum()) if token is not None else pictures
+    if bool(pictures) != bool(placeholders):
+        raise RefusedExample(f"{name}: {pictures} pictures and {placeholders} picture tokens in the prompt")
 
 
 def divide(encoded: Mapping[str, Tensor], pictures: Sequence[int]) -> list[dict[str, Tensor]] | None:
@@ -192,7 +199,8 @@ def _same(one: Prompt, other: Prompt) -> bool:
     return vision and all(torch.equal(one.per_token[name], other.per_token[name]) for name in one.per_token)
 
 
-def _key(vision: Mapping[str, Tensor]) -> str:
+def picture_key(vision: Mapping[str, Tensor]) -> str:
+    """The same for the same pixels."""
     digest = hashlib.sha1(usedforsecurity=False)
     for name in sorted(vision):
         digest.update(name.encode() + str(tuple(vision[name].shape)).encode())

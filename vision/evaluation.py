@@ -13,11 +13,11 @@ from mmrl.metrics import mean_of, wilson
 from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Scores
 from rewards.compose import WeightedSum, checked
 from rewards.text import AnswerMatch, TagFormat
-from vision.collector import as_samples
+from vision.conversation import Conversation, Limits, as_samples, converse
 from vision.data.base import Example, Source
 from vision.encoding import OTHER_PICTURE, Encoder
 from vision.policy import VisionPolicy
-from vision.sampling import draw, texts
+from vision.tools import Reply, Tool
 
 ROWS = 64
 """Prompts answered at once."""
@@ -37,16 +37,18 @@ class AnswerEvaluator(Evaluator):
     - `thought_agrees`: share of thoughts that can be parsed and fit the answer given, right or wrong;
     - `accuracy_<set>`: on transfer sets; `accuracy[<value>]`: of the rows with this value of the column `by`;
     - everything in `metrics`, of the greedy answers. One that is called `accuracy` takes the place of the built-in.
+      With a `tool` also as `<name>_image_shuffled`: what is written about another picture, beside the example's own.
     """
 
     examples: Sequence[Example]
     encode: Encoder
     source: Source
-    max_new_tokens: int
+    limits: Limits
     reward: WeightedSum
     transfer: Mapping[str, tuple[Sequence[Example], Encoder]] = field(default_factory=dict)
     metrics: Mapping[str, RewardFunction] = field(default_factory=dict)
     by: str | None = None
+    tool: Tool | None = None
 
     def __post_init__(self) -> None:
         values = self._values()
@@ -65,19 +67,19 @@ class AnswerEvaluator(Evaluator):
     def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         assert isinstance(policy, VisionPolicy)
         greedy = self.answers(policy, self.examples, self.encode, None)
+        unseeing = self.answers(policy, with_other_pictures(self.examples), self.encode, None)
         found = {"accuracy": self._accuracy(self.examples, greedy)}
         found["accuracy_sampled"] = self._accuracy(
             self.examples, self.answers(policy, self.examples, self.encode, generator)
         )
-        blind = with_other_pictures(self.examples)
-        found["accuracy_image_shuffled"] = self._accuracy(blind, self.answers(policy, blind, self.encode, None))
+        found["accuracy_image_shuffled"] = self._accuracy(self.examples, unseeing)
         for value in self._values():
             pairs = [(e, a) for e, a in zip(self.examples, greedy, strict=True) if e.columns[str(self.by)] == value]
             found[f"accuracy[{value}]"] = self._accuracy([e for e, _ in pairs], [a for _, a in pairs])
-        samples = as_samples(self.examples, greedy)
-        for name, metric in self.others.items():
-            scores = checked(name, metric, samples, "evaluate.metrics")
-            found[name] = mean_of(scores.values, scores.applicable)
+        for name in self.others:
+            found[name] = self._other(name, self.examples, greedy)
+            if self.tool is not None:
+                found[f"{name}_image_shuffled"] = self._other(name, self.examples, unseeing)
         agreement = self._agreement(greedy)
         if agreement is not None:
             found["thought_agrees"] = agreement
@@ -100,25 +102,28 @@ class AnswerEvaluator(Evaluator):
 
     def answers(
         self, policy: VisionPolicy, examples: Sequence[Example], encode: Encoder, generator: torch.Generator | None
-    ) -> list[str]:
-        """One completion per example, greedy without a generator."""
-        found: list[str] = []
+    ) -> list[Conversation]:
+        """One conversation about each example, greedy without a generator."""
+        found: list[Conversation] = []
         for start in range(0, len(examples), ROWS):
-            prompts = encode.many(examples[start : start + ROWS])
-            drawn = draw(policy, prompts, 1, self.max_new_tokens, generator)
-            found += texts(policy, drawn.transitions.completions)
+            chosen = examples[start : start + ROWS]
+            found += converse(policy, encode, chosen, 1, self.limits, self.tool, generator).conversations
         return found
 
-    def right(self, examples: Sequence[Example], answers: Sequence[str]) -> Scores:
+    def right(self, examples: Sequence[Example], answers: Sequence[Conversation]) -> Scores:
         """Whether each answer is right."""
         return checked("accuracy", self.judge, as_samples(examples, answers), "evaluate.metrics")
 
-    def _accuracy(self, examples: Sequence[Example], answers: Sequence[str]) -> Estimate:
+    def _accuracy(self, examples: Sequence[Example], answers: Sequence[Conversation]) -> Estimate:
         scores = self.right(examples, answers)
         return mean_of(scores.values, scores.applicable)
 
-    def _agreement(self, answers: Sequence[str]) -> Estimate | None:
-        judged = [self.source.thought_agrees(*self.encode.style.parse(text)) for text in answers]
+    def _other(self, name: str, examples: Sequence[Example], answers: Sequence[Conversation]) -> Estimate:
+        scores = checked(name, self.others[name], as_samples(examples, answers), "evaluate.metrics")
+        return mean_of(scores.values, scores.applicable)
+
+    def _agreement(self, answers: Sequence[Conversation]) -> Estimate | None:
+        judged = [self.source.thought_agrees(*self.encode.style.parse(held.answer)) for held in answers]
         known = [verdict for verdict in judged if verdict is not None]
         return wilson(sum(known), len(known)) if known else None
 
@@ -136,13 +141,28 @@ class AnswerEvaluator(Evaluator):
             names = [f"{number:03d}_{i}.png" for i in range(len(example.images))]
             for name, picture in zip(names, example.pictures(), strict=True):
                 picture.save(folder / name)
+            replies = greedy[number].replies
+            said = greedy[number].turns[: len(replies)]
+            turns = [
+                _shown(folder / f"{number:03d}_turn{i}", text, reply)
+                for i, (text, reply) in enumerate(zip(said, replies, strict=True))
+            ]
             rows.append({
                 "id": example.id, "images": names, "prompt": self.encode.style.text(example, self.encode.labels),
-                "expected": example.answer, "output": greedy[number], "sampled": drawn[number],
+                "expected": example.answer, "output": greedy[number].answer, "sampled": drawn[number].answer,
                 "right": bool(right[number] >= 1), "reward": float(rewards.values[number]),
                 "parts": {n: float(p.values[number]) for n, p in rewards.parts.items() if p.applicable[number]},
+                **({"turns": turns} if turns else {}),
             })  # fmt: skip
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def _shown(stem: Path, text: str, reply: Reply) -> dict[str, object]:
+    """One turn for people to look at, with the pictures of its reply as files that begin with `stem`."""
+    names = [f"{stem.name}_{i}.png" for i in range(len(reply.pictures))]
+    for name, picture in zip(names, reply.pictures, strict=True):
+        picture.save(stem.with_name(name))
+    return {"text": text, "reply": reply.text, "images": names}
 
 
 def with_other_pictures(examples: Sequence[Example]) -> list[Example]:

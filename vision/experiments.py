@@ -30,6 +30,7 @@ from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
+from vision.tools import Tool
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
 
 
@@ -97,6 +98,7 @@ class Experiment(experiment.Experiment):
     rewards: dict[str, Part]
     algorithm: Algorithm
     rollout: RolloutConfig = RolloutConfig()
+    tool: Tool | None = None
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     save: SaveConfig = SaveConfig()
@@ -108,6 +110,13 @@ class Experiment(experiment.Experiment):
     warmup: WarmupConfig | None = None
     seed: int = 0
     domain = "vision"
+
+    def __post_init__(self) -> None:
+        if self.rollout.turns > 1 and self.tool is None:
+            raise ValueError(
+                f"rollout.turns is {self.rollout.turns} and there is no `tool` to answer a turn: give one, such as "
+                "vision.rrvf.RenderAndCompare, or set rollout.turns to 1"
+            )
 
     @property
     def base_policy(self) -> str:
@@ -125,7 +134,7 @@ class Experiment(experiment.Experiment):
             raise ValueError(
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
-        collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime)
+        collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
 
@@ -148,8 +157,8 @@ class Experiment(experiment.Experiment):
             transfer[name] = (examples, replace(encode, labels=labels))
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         return AnswerEvaluator(
-            self.data.held_out(), encode, self.data.training, self.rollout.max_new_tokens, WeightedSum(self.rewards),
-            transfer, metrics, self.evaluate.by,
+            self.data.held_out(), encode, self.data.training, self.rollout.limits, WeightedSum(self.rewards),
+            transfer, metrics, self.evaluate.by, self.tool,
         )  # fmt: skip
 
     def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:

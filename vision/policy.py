@@ -25,7 +25,7 @@ from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
 from vision.prefix import NoPlainCache, Prefilled, Prefix, Read, prefill, read_naive, read_shared
-from vision.transitions import Prompt, TokenTransitions
+from vision.transitions import Conversations, Prompt, TokenTransitions
 
 transformers_logging.disable_progress_bar()
 
@@ -145,10 +145,27 @@ class VisionPolicy(Policy):
 
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
         """Log-probs and values (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
+        if isinstance(transitions, Conversations):
+            return self._converse(transitions, steps.shape[1])
         if not isinstance(transitions, TokenTransitions):
-            raise TypeError(f"VisionPolicy scores TokenTransitions, got {type(transitions).__name__}")
+            raise TypeError(f"VisionPolicy scores TokenTransitions or Conversations, got {type(transitions).__name__}")
+        return self._evaluate(transitions.to(self.banned.device), steps.shape[1])
+
+    def _converse(self, transitions: Conversations, width: int) -> Evaluation:
+        """Each turn after all that was said before it, in the first `width` decisions of each conversation."""
         transitions = transitions.to(self.banned.device)
-        length = steps.shape[1]
+        lengths = [int(length.max()) for length in transitions.length]
+        turns = [self._evaluate(turn, length) for turn, length in zip(transitions.turns, lengths, strict=True)]
+
+        def spread(found: Sequence[Tensor | None]) -> Tensor | None:
+            known = [numbers for numbers in found if numbers is not None]
+            return transitions.spread(known, width) if known else None
+
+        logprobs = transitions.spread([turn.logprobs for turn in turns], width)
+        entropies, values = spread([turn.entropy for turn in turns]), spread([turn.values for turn in turns])
+        return Evaluation(logprobs=logprobs, entropy=entropies, values=values)
+
+    def _evaluate(self, transitions: TokenTransitions, length: int) -> Evaluation:
         tokens = transitions.completions[:, :length]
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
             logprobs, entropy, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)

@@ -102,12 +102,16 @@ class _Source:
         return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)
 
 
-def texts(policy: VisionPolicy, completions: Tensor) -> list[str]:
-    """Completions (B, C) as text, up to the token that ends each."""
-    tokenizer = policy.processor.tokenizer
+def written(policy: VisionPolicy, completions: Tensor) -> list[list[int]]:
+    """The tokens of each of `completions` (B, C), up to the one that ends it and without that one."""
     ends = set(policy.eos_ids)
     stops = torch.isin(completions, torch.tensor(policy.eos_ids, device=completions.device)).int()
     alive = stops.cumsum(-1) - stops == 0
     rows = [row[kept].tolist() for row, kept in zip(completions, alive, strict=True)]
-    stripped = [row[:-1] if row and row[-1] in ends else row for row in rows]
-    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in stripped]
+    return [row[:-1] if row and row[-1] in ends else row for row in rows]
+
+
+def texts(policy: VisionPolicy, completions: Tensor) -> list[str]:
+    """Completions (B, C) as text, up to the token that ends each."""
+    tokenizer = policy.processor.tokenizer
+    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in written(policy, completions)]

@@ -62,6 +62,54 @@ class TokenTransitions(Transitions):
         return len(self.completions)
 
 
+@dataclass(frozen=True)
+class Conversations(Transitions):
+    """B conversations of up to K turns. `turns[k]` are the answers of those n rows that reached turn k; a prompt of a
+    later turn holds all that was said and shown before, word for word. The decisions of a row are the tokens of its
+    turns, one turn after the other; what it was shown in between is no decision, so that no mask has to leave it out.
+    """
+
+    size: int  # B
+    turns: tuple[TokenTransitions, ...]  # K of n rows, each with a prompt
+    row: tuple[Tensor, ...]  # K of (n,) long: which conversation
+    start: tuple[Tensor, ...]  # K of (n,) long: the decision that a turn begins with
+    length: tuple[Tensor, ...]  # K of (n,) long: tokens of a turn
+
+    def rows(self, index: Tensor) -> Self:
+        """The conversations `index` (LongTensor, b), none of them twice."""
+        place = torch.full((self.size,), -1, device=index.device)
+        place[index] = torch.arange(len(index), device=index.device)
+        chosen = [(place[row] >= 0).nonzero().squeeze(-1) for row in self.row]
+        # in the order of `index`, as the rows of every other field of a batch are
+        chosen = [kept[place[row[kept]].argsort()] for kept, row in zip(chosen, self.row, strict=True)]
+        used = [k for k, kept in enumerate(chosen) if len(kept)]
+        return replace(
+            self,
+            size=len(index),
+            turns=tuple(self.turns[k].rows(chosen[k]) for k in used),
+            row=tuple(place[self.row[k][chosen[k]]] for k in used),
+            start=tuple(self.start[k][chosen[k]] for k in used),
+            length=tuple(self.length[k][chosen[k]] for k in used),
+        )
+
+    def to(self, device: torch.device) -> Self:
+        parts = {name: tuple(part.to(device) for part in vars(self)[name]) for name in ("row", "start", "length")}
+        return replace(self, turns=tuple(turn.to(device) for turn in self.turns), **parts)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def spread(self, found: Sequence[Tensor], width: int) -> Tensor:
+        """What was found for the tokens of each turn (K of (n, C)), where its decisions stand: (B, width), else 0."""
+        joined = found[0].new_zeros(self.size, width)
+        for row, start, length, numbers in zip(self.row, self.start, self.length, found, strict=True):
+            token = torch.arange(numbers.shape[1], device=numbers.device)
+            column = start[:, None] + token
+            kept = (token < length[:, None]) & (column < width)
+            joined = joined.index_put((row[:, None].expand_as(column)[kept], column[kept]), numbers[kept])
+        return joined
+
+
 def collate(prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
     """Model inputs of P prompts, padded on the left: input_ids, attention_mask, ... (P, L), and pixels."""
     longest = max(len(prompt.tokens) for prompt in prompts)

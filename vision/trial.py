@@ -12,8 +12,6 @@ from mmrl.runtime import Runtime, acting
 from vision.collector import AnswerCollector
 from vision.evaluation import AnswerEvaluator
 from vision.policy import VisionPolicy
-from vision.sampling import texts
-from vision.transitions import TokenTransitions
 
 if TYPE_CHECKING:
     from vision.experiments import Experiment
@@ -31,9 +29,8 @@ def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
     with acting(policy), runtime.accelerator.autocast():
         rollout = collector.collect(policy, runtime.generator("collect"))
     asked = collector.asked
-    assert isinstance(rollout.transitions, TokenTransitions)
-    answers = texts(policy, rollout.transitions.completions)
-    right = evaluator.right(asked, answers).values
+    answers = [conversation.answer for conversation in collector.conversations]
+    right = evaluator.right(asked, collector.conversations).values
     tried = [
         Tried(e.id, collector.encode.style.text(e, collector.encode.labels), answer, e.answer, bool(r >= 1))
         for e, answer, r in zip(asked, answers, right, strict=True)
@@ -46,7 +43,12 @@ def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
         figures={"accuracy": float(right.mean())},
         data=f"{len(collector.examples)} to train on, {len(evaluator.examples)} held out",
         largest=AnswerCollector(
-            [largest] * experiment.rollout.prompts, collector.encode, collector.reward, experiment.rollout, runtime
+            [largest] * experiment.rollout.prompts,
+            collector.encode,
+            collector.reward,
+            experiment.rollout,
+            runtime,
+            collector.tool,
         ),
         largest_name=f"{largest.id}: {tokens} tokens, {len(largest.images)} pictures",
         evaluation_s=_evaluation_s(evaluator, policy, runtime),
