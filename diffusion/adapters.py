@@ -14,21 +14,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 
+from mmrl import lora
+
 TRAINED, START = "default", "start"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(lora.LoRA):
     """A new low-rank adapter on the attention of the denoiser; `targets` are names of its modules."""
 
-    rank: int = 16
-    alpha: int = 32
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.adapter.rank is {self.rank}: give 1 or more, 16 or 32 is usual")
 
 
 def put_on(pipeline: DiffusionPipeline, name: str, adapter: LoRA | str) -> None:

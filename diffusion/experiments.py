@@ -13,15 +13,11 @@ from diffusion.prompts import DataConfig, read_prompts
 from diffusion.quality import Sampler, table
 from diffusion.sampling import SamplingConfig
 from diffusion.warmup import Making
-from mmrl import experiment
-from mmrl.algorithm import Algorithm
-from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
+from mmrl.keys import MakingKeys, TrainingKeys
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset
-from mmrl.runtime import Runtime, RuntimeConfig
-from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
-from mmrl.stopping import StopRule
+from mmrl.runtime import Runtime
 from mmrl.types import Policy, RewardFunction
 from rewards.compose import Part, WeightedSum
 from rewards.pictures.base import differentiable
@@ -40,25 +36,17 @@ pipeline = DiffusionPipeline.from_pretrained("PATH"{absent})
 
 
 @dataclass(frozen=True)
-class Experiment(experiment.Experiment):
+class Experiment(TrainingKeys):
     """RL of a text-to-image pipeline. `watch` names the figures that every evaluation measures beside the reward, since
     they turn when it is being hacked; `kl` is to the start, and keeps a second denoiser where there is no adapter."""
 
     policy: PolicyConfig
     data: DataConfig
     rewards: dict[str, Part]
-    algorithm: Algorithm
     sampling: SamplingConfig = SamplingConfig()
     rollout: RolloutConfig = RolloutConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
     watch: tuple[Watched, ...] = WATCHED
     sheet: SheetConfig | None = None
-    save: SaveConfig = SaveConfig()
-    stop: tuple[StopRule, ...] = ()
-    runtime: RuntimeConfig = RuntimeConfig()
-    logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
     domain = "diffusion"
 
     def __post_init__(self) -> None:
@@ -119,16 +107,13 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
-class Warmup(experiment.Experiment):
+class Warmup(MakingKeys):
     """Makes one of the small models of assets/; it trains nothing by reinforcement. `metrics` judge a pipeline's
     pictures of `prompts`."""
 
     warmup: WarmupConfig
     prompts: str | None = None
     metrics: dict[str, RewardFunction | str] = field(default_factory=dict)
-    runtime: RuntimeConfig = RuntimeConfig(device="cpu")
-    logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
     domain = "diffusion"
 
     def __post_init__(self) -> None:
@@ -138,9 +123,6 @@ class Warmup(experiment.Experiment):
     @property
     def base_policy(self) -> str:
         return self.warmup.output
-
-    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
-        raise ValueError("this config makes a small model: run it with `mmrl warmup`")
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         prompts = read_prompts(self.prompts, "prompts") if self.prompts is not None else []

@@ -18,13 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmrl.algorithm import Algorithm
-from mmrl.checkpoint import SaveConfig
-from mmrl.experiment import Experiment
+from mmrl.keys import TrainingKeys
 from mmrl.metrics import wilson
-from mmrl.runtime import Runtime, RuntimeConfig
-from mmrl.stopping import StopRule
-from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig
+from mmrl.runtime import Runtime
+from mmrl.trainer import Parts
 from mmrl.types import (
     Collector,
     Estimate,
@@ -259,20 +256,12 @@ class ToyEvaluator(Evaluator):
 
 
 @dataclass(frozen=True)
-class ToyExperiment(Experiment):
+class ToyExperiment(TrainingKeys):
     """`experiment: tests.toy.ToyExperiment`"""
 
-    algorithm: Algorithm
     rewards: dict[str, Part]
     policy: ToyPolicyConfig = ToyPolicyConfig()
     rollout: ToyRollout = ToyRollout()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    save: SaveConfig = SaveConfig()
-    stop: tuple[StopRule, ...] = ()
-    runtime: RuntimeConfig = RuntimeConfig()
-    logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
     domain = "toy"
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
+from mmrl import lora
 from mmrl.reference import Reference
 from mmrl.types import Evaluation, Transitions
 
@@ -24,18 +25,12 @@ TRAINED, START = "default", "start"
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(lora.LoRA):
     """A new low-rank adapter. `targets` is peft's: "all-linear", or a list of module names; those of the
     vision tower are left out unless `vision` is true."""
 
-    rank: int = 16
-    alpha: int = 32
     targets: str | list[str] = "all-linear"
     vision: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.adapter.rank is {self.rank}: give 1 or more, 16 or 32 is usual")
 
 
 def with_adapter(model: PreTrainedModel, adapter: LoRA | str) -> PeftModel:
@@ -45,14 +40,14 @@ def with_adapter(model: PreTrainedModel, adapter: LoRA | str) -> PeftModel:
         ValueError: there is no adapter there, or it is not one of this model.
     """
     if isinstance(adapter, LoRA):
-        lora = LoraConfig(
+        config = LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.alpha,
             target_modules=adapter.targets,
             exclude_modules=None if adapter.vision else rf".*{VISION_MODULE.pattern}.*",
             lora_dropout=0.0,  # dropout would make the ratio noise
         )
-        return get_peft_model(model, lora)
+        return get_peft_model(model, config)
     try:
         found = PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -9,15 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from mmrl import experiment
-from mmrl.algorithm import Algorithm
-from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
+from mmrl.keys import TrainingKeys
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset, find_asset
-from mmrl.runtime import Runtime, RuntimeConfig
-from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
-from mmrl.stopping import StopRule
+from mmrl.runtime import Runtime
+from mmrl.settings import EvaluateConfig
 from mmrl.trainer import Trainer
 from mmrl.types import Policy
 from rewards.compose import Part, WeightedSum
@@ -90,25 +87,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Experiment(experiment.Experiment):
+class Experiment(TrainingKeys):
     """RL of a vision-language model on questions about pictures."""
 
     policy: PolicyConfig
     data: DataConfig
     rewards: dict[str, Part]
-    algorithm: Algorithm
     rollout: RolloutConfig = RolloutConfig()
     tool: Tool | None = None
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    save: SaveConfig = SaveConfig()
-    stop: tuple[StopRule, ...] = ()
-    runtime: RuntimeConfig = RuntimeConfig()
-    logging: LoggingConfig = LoggingConfig()
     controls: Literal["cheap", "all"] = "cheap"
     sft: SFTConfig = SFTConfig()
     warmup: WarmupConfig | None = None
-    seed: int = 0
     domain = "vision"
 
     def __post_init__(self) -> None:

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmrl import experiment
-from mmrl.algorithm import Algorithm
-from mmrl.checkpoint import SaveConfig
 from mmrl.experiment import Exported, Trial
+from mmrl.keys import MakingKeys, TrainingKeys
 from mmrl.parts import Parts
 from mmrl.recipes import existing_asset
-from mmrl.runtime import Runtime, RuntimeConfig, acting
-from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
-from mmrl.stopping import StopRule
+from mmrl.runtime import Runtime, acting
 from mmrl.types import Policy
 from vla import demonstrations, example, launch, trial
 from vla.adapters.files import beside
@@ -63,7 +59,7 @@ def check_labels(env: Tasks, held_out: HeldOutConfig) -> None:
 
 
 @dataclass(frozen=True)
-class Experiment(experiment.Experiment):
+class Experiment(TrainingKeys):
     """RL of a flow-matching policy in a simulated task, or in several. `simulation.copies` is set by
     `rollout.episodes`. `observe` says which of the task's cameras and numbers the policy's features are; null: where
     nothing is in doubt. `videos` are of held-out episodes before and after, null: none; `record` is of `mmrl rollout`;
@@ -71,22 +67,14 @@ class Experiment(experiment.Experiment):
 
     policy: PolicyConfig
     env: Tasks
-    algorithm: Algorithm
     observe: Observe | None = None
     reward: RewardConfig = RewardConfig()
     simulation: SimulationConfig = SimulationConfig()
     rollout: RolloutConfig = RolloutConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     videos: VideosConfig | None = None
     record: RecordConfig = RecordConfig()
     demonstrations: DemonstrationsConfig | None = None
-    save: SaveConfig = SaveConfig()
-    stop: tuple[StopRule, ...] = ()
-    runtime: RuntimeConfig = RuntimeConfig()
-    logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
     domain = "vla"
 
     def __post_init__(self) -> None:
@@ -164,7 +152,7 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
-class Warmup(experiment.Experiment):
+class Warmup(MakingKeys):
     """Makes a small policy of assets/ from demonstrations, and evaluates it on the task's own step. Of several tasks it
     makes one policy; what `simulation` observes is what it reads."""
 
@@ -172,9 +160,6 @@ class Warmup(experiment.Experiment):
     env: Tasks
     simulation: SimulationConfig = SimulationConfig(copies=40)
     held_out: HeldOutConfig = HeldOutConfig()
-    runtime: RuntimeConfig = RuntimeConfig(device="cpu")
-    logging: LoggingConfig = LoggingConfig()
-    seed: int = 0
     domain = "vla"
 
     def __post_init__(self) -> None:
@@ -187,12 +172,6 @@ class Warmup(experiment.Experiment):
     @property
     def base_policy(self) -> str:
         return self.warmup.output
-
-    def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
-        raise ValueError("this config clones a policy: run it with `mmrl warmup`")
-
-    def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
-        raise ValueError("this config clones a policy: run it with `mmrl warmup`")
 
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         config, generator = self.warmup, runtime.generator("warmup")

@@ -12,21 +12,17 @@ from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmrl import lora
+
 WEIGHTS = "lora.safetensors"
 TRAINED = "default"
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(lora.LoRA):
     """A new low-rank adapter on the action expert; `targets` are names of its linear layers."""
 
-    rank: int = 16
-    alpha: int = 32
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"policy.adapter.rank is {self.rank}: give 1 or more, 16 or 32 is usual")
 
 
 def put_on(module: nn.Module, adapter: LoRA, generator: torch.Generator) -> None:
