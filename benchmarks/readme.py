@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS
@@ -330,6 +331,46 @@ def thesis(found: dict) -> str:
     return "\n".join([*rows, "", text])
 
 
+def structure(found: dict) -> str:
+    """Before and after, of the house."""
+    commits = found["commits"]
+    first, last = next(iter(commits)), list(commits)[-1]
+    rows = [f"| | {first} | {last} |", "|---|---|---|"]
+
+    def row(name: str, told: Callable[[dict], str]) -> None:
+        rows.append(f"| {name} | {told(commits[first])} | {told(commits[last])} |")
+
+    def three(part: dict) -> str:
+        return " / ".join(str(part[key]) for key in ("median", "p90", "max"))
+
+    for name in commits[last]["packages"]:
+        row(f"`{name}/`: files, lines", lambda c, n=name: f"{c['packages'][n]['files']}, {c['packages'][n]['lines']:,}")
+        row(
+            f"`{name}/`: lines a file; a function (median / p90 / max)",
+            lambda c, n=name: "{}; {}".format(
+                *(three(c["packages"][n][part]) for part in ("file_lines", "function_lines"))
+            ),
+        )
+        row(
+            f"`{name}/`: annotated; public and documented",
+            lambda c, n=name: f"{c['packages'][n]['annotated']:.1%}; {c['packages'][n]['public_documented']:.1%}",
+        )
+    row("`mmrl/`: getattr, hasattr, setattr", lambda c: str(c["packages"]["mmrl"]["reflection"]))
+    for domain in commits[last]["reading"]:
+        row(
+            f"{domain}: recipe to loss, files and lines read",
+            lambda c, d=domain: f"{c['reading'][d]['files']}, {c['reading'][d]['lines']}",
+        )
+    row(
+        "parts of algorithms: number; lines",
+        lambda c: f"{c['algorithm_files']['number']}; {three(c['algorithm_files'])}",
+    )
+    row("recipes: number; lines", lambda c: f"{c['recipes']['number']}; {three(c['recipes'])}")
+    row("test functions, files", lambda c: f"{c['tests']['functions']}, {c['tests']['files']}")
+    told = "Counted by `python -m benchmarks.structure`; an overriding method is documented where it is first declared."
+    return "\n".join([*rows, "", told])
+
+
 def main() -> None:
     """Rewrite each block between its markers, in the README and in docs/."""
     blocks = (
@@ -346,8 +387,10 @@ def main() -> None:
         ("ddpo_trl", "diffusion_vs_trl", ddpo_trl),
         ("samplers", "diffusion_vs_trl", samplers),
         ("thesis", "thesis", thesis),
+        ("structure", "structure", structure),
     )
-    for page in (README, *(README.parent / "docs" / f"{name}.md" for name in ("diffusion", "vla", "thesis"))):
+    pages = ("diffusion", "vla", "thesis", "architecture")
+    for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:
             path = RESULTS / f"{file}.json"
