@@ -2,7 +2,7 @@
 
 `recipe`: 200 held-out episodes before and after on ManiSkill's own step, as in benchmarks/vla.py, from seeds that no
 setting was looked at with. `diagnosis`: one seed of each variant for 60 steps; the share of rollouts that succeed with
-the exploration's noise, in the first and the last 10 steps that train the policy, and 60 held-out episodes. `noise`:
+the exploration's noise, in the first and the last 10 steps that train the policy, and 100 held-out episodes on the fast path. `noise`:
 the cloned policy under each exploration, without training. Runs are run folders under runs/benchmark_vla_pickcube;
 finished ones are not run again, and a run that was stopped goes on.
 
@@ -23,27 +23,29 @@ ROOT = Path("runs/benchmark_vla_pickcube")
 CONFIG = "vla/pirl_pickcube"
 LOUD = ("policy.exploration.low=0.1", "policy.exploration.high=0.25")
 QUIET = ("policy.exploration.low=0.03", "policy.exploration.high=0.15")
-ALL, FAST = "policy.exploration.steps=all", "train.lr=1.5e-4"
-PROTOTYPE = (*LOUD, ALL, FAST)
+ALL, FAST, DENSE = "policy.exploration.steps=all", "train.lr=1.5e-4", "reward.relative=1.0"
+PROTOTYPE = (*LOUD, ALL, FAST, DENSE)
 VARIANTS = {
     "prototype": PROTOTYPE,
-    "prototype, less noise": (*QUIET, ALL, FAST),
-    "prototype, noise on the last step alone": (*LOUD, FAST),
-    "prototype, lower rate": (*LOUD, ALL),
+    "prototype, less noise": (*QUIET, ALL, FAST, DENSE),
+    "prototype, noise on the last step alone": (*LOUD, FAST, DENSE),
+    "prototype, lower rate": (*LOUD, ALL, DENSE),
     "prototype, success alone rewarded": (*PROTOTYPE, "reward.relative=0"),
     "recipe": (),
     "recipe, more noise": LOUD,
     "recipe, noise on every step": (ALL,),
     "recipe, higher rate": (FAST,),
-    "recipe, success alone rewarded": ("reward.relative=0",),
+    "recipe, more dense reward": (DENSE,),
 }
 """Overrides of the recipe. The prototype is that of PickCube's first trials."""
 SHORT = (
     "train.steps=60",
     "train.schedule=mmrl.schedules.Constant",
     "evaluate.every=1000",
-    "held_out.episodes=60",
-    "held_out.between=60",
+    "held_out.episodes=100",
+    "held_out.between=100",
+    "held_out.step=auto",
+    "held_out.rebuild=false",
 )
 LEVELS = (
     (0.02, "all"),
