@@ -2,9 +2,9 @@
 
 `recipe`: 200 held-out episodes before and after on ManiSkill's own step, as in benchmarks/vla.py, from seeds that no
 setting was looked at with. `diagnosis`: one seed of each variant for 60 steps; the share of rollouts that succeed with
-the exploration's noise, in the first and the last 10 steps that train the policy, and 100 held-out episodes on the fast path. `noise`:
-the cloned policy under each exploration, without training. Runs are run folders under runs/benchmark_vla_pickcube;
-finished ones are not run again, and a run that was stopped goes on.
+the exploration's noise, in the first and the last 10 steps that train the policy, and 100 held-out episodes on the fast
+path. `noise`: the cloned policy under each exploration, without training. Runs are run folders under
+runs/benchmark_vla_pickcube; finished ones are not run again, and a run that was stopped goes on.
 
     python -m benchmarks.vla_pickcube [noise] [diagnosis] [recipe]
 """
