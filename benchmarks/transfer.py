@@ -38,10 +38,10 @@ from mmrl.config import load
 from mmrl.recipes import find_asset
 from mmrl.runtime import Runtime, acting
 from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, TrainConfig, Trainer
-from vision.collector import DemonstrationCollector
 from vision.controls import UNBOUNDED
 from vision.conversation import Conversation, as_samples
 from vision.data import Example
+from vision.demonstrations import DemonstrationCollector
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
 from vision.experiments import Experiment

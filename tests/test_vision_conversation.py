@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -28,6 +29,7 @@ from vision.collector import AnswerCollector, RolloutConfig
 from vision.conversation import Limits, as_samples, converse
 from vision.data import Digits
 from vision.data.base import Example
+from vision.demonstrations import Corrections, DemonstrationCollector
 from vision.dialogue import ContextFull, Dialogue
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
@@ -250,6 +252,28 @@ def test_policy_and_collector_keep_their_contracts_and_a_step_is_taken(qwen, cri
     for metrics in (trainer.step(), trainer.step()):
         assert metrics["parity/logprob_diff_max"] < 1e-5
         assert metrics["update/grad_norm"] > 0
+
+
+class Drafts(Digits):
+    def draft(self, example: Example, chance: random.Random) -> str:
+        return chance.choice(["zero", "one"])
+
+
+def test_demonstrations_mix_first_turns_and_corrections_of_drafts(qwen):
+    policy, runtime, tool = load(qwen), Runtime(RuntimeConfig(device="cpu"), seed=3), Echo()
+    encode = Encoder(policy.processor, Direct(suffix=""), ())
+    made = DemonstrationCollector(Drafts(), DIGITS, [encode], 12, runtime, Corrections(tool, 0.5))
+    rollout = made.collect(policy, torch.Generator().manual_seed(0))
+    pictures = [len(prompt.vision["image_grid_thw"]) for prompt in rollout.transitions.prompts]
+    assert {1, 2} == set(pictures)
+    assert {said for heard in tool.heard for (said,) in heard} == {"zero", "one"}
+    decode = policy.processor.tokenizer.decode
+    for row, example in enumerate(rollout.transitions.prompts):
+        written = decode(rollout.transitions.completions[row][rollout.alive[row]])
+        asked = next(e for e in DIGITS if e.id == example.id.removesuffix("/corrected"))
+        assert written == f"{asked.answer}<|im_end|>"  # the right answer, after a draft too
+    with pytest.raises(ValueError, match="has no drafts"):
+        Digits().draft(DIGITS[0], random.Random(0))
 
 
 def test_evaluation_shows_turns_and_what_is_written_without_looking(qwen, tmp_path):

@@ -23,10 +23,11 @@ from rewards.compose import Part, RewardError, WeightedSum
 from rewards.text import AnswerMatch, TagFormat
 from tests.tiny_vlms import make
 from vision import prompts
-from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig, answered
+from vision.collector import AnswerCollector, RolloutConfig, answered
 from vision.conversation import Conversation, Limits
 from vision.data import Digits, FewShot, ImageFolder
 from vision.data.base import Example
+from vision.demonstrations import DemonstrationCollector
 from vision.encoding import Encoder, RefusedExample, asked, divide
 from vision.evaluation import AnswerEvaluator, with_other_pictures
 from vision.policy import PolicyConfig, VisionPolicy
@@ -128,8 +129,7 @@ def test_every_example_comes_once_an_epoch_in_an_order_of_its_own(policy, runtim
 def test_demonstrations_are_what_the_style_asks_for(policy, runtime):
     for style in STYLES:
         encode = Encoder(policy.processor, style, ())
-        thoughts = [SOURCE.thought(e) for e in EXAMPLES]
-        rollout = DemonstrationCollector(EXAMPLES, thoughts, [encode], 8, runtime).collect(policy, torch.Generator())
+        rollout = DemonstrationCollector(SOURCE, EXAMPLES, [encode], 8, runtime).collect(policy, torch.Generator())
         assert rollout.demonstration
         row = rollout.transitions.completions[0][rollout.alive[0]]
         text = policy.processor.tokenizer.decode(row)

@@ -1,4 +1,4 @@
-"""Prompts to rewarded rollouts, and demonstrations to rollouts without a sampler."""
+"""Prompts to rewarded rollouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from vision.data.base import Example
 from vision.encoding import Encoder
 from vision.policy import VisionPolicy
 from vision.tools import Tool
-from vision.transitions import TokenTransitions
 
 
 @dataclass(frozen=True)
@@ -108,50 +107,3 @@ def answered(transitions: Transitions, logprobs: Tensor, alive: Tensor, scores: 
         reward_parts={name: part.values.to(device) for name, part in scores.parts.items()},
         applicable={name: part.applicable.to(device) for name, part in scores.parts.items()},
     )
-
-
-class DemonstrationCollector(Collector):
-    """Right answers as they should have been given, for supervised warm-up. With several encoders, each
-    batch mixes their prompt styles."""
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        thoughts: Sequence[str],
-        encoders: Sequence[Encoder],
-        rows: int,
-        runtime: Runtime,
-    ) -> None:
-        self.pairs = [
-            (example, thought, e) for e in encoders for example, thought in zip(examples, thoughts, strict=True)
-        ]
-        self.rows, self.runtime = rows, runtime
-        self._order = Shuffled(len(self.pairs), runtime, "demonstrations")
-
-    def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
-        assert isinstance(policy, VisionPolicy)
-        places, mine = self._order.share(self.rows)
-        chosen = [self.pairs[number] for number in mine]
-        written = [e.style.demonstration(example.answer, thought) for example, thought, e in chosen]
-        tokenizer = policy.processor.tokenizer
-        ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in written]
-        width = max(len(row) for row in ids)
-        completions = torch.tensor([row + [policy.pad_id] * (width - len(row)) for row in ids])
-        alive = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
-        prompts = tuple(e(example) for example, _, e in chosen)
-        blank = torch.zeros(completions.shape)
-        rollout = Rollout(
-            transitions=TokenTransitions(prompts, torch.arange(len(prompts)), completions).to(policy.banned.device),
-            logprobs=blank, mask=alive, alive=alive, rewards=blank, discounts=blank + 1,
-            group_ids=torch.tensor(list(places), dtype=torch.long), demonstration=True,
-        )  # fmt: skip
-        on = policy.banned.device
-        return rollout.with_(
-            **{n: vars(rollout)[n].to(on) for n in ("logprobs", "mask", "alive", "rewards", "discounts", "group_ids")}
-        )
-
-    def state_dict(self) -> dict[str, object]:
-        return self._order.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.load_state_dict(state)

@@ -19,16 +19,17 @@ from mmrl.trainer import Trainer
 from mmrl.types import Policy
 from rewards.compose import Part, WeightedSum
 from vision import example, handover, trial
-from vision.collector import AnswerCollector, DemonstrationCollector, RolloutConfig
+from vision.collector import AnswerCollector, RolloutConfig
 from vision.controls import Arm, SFTConfig, run_arms
 from vision.data import JSONL, Example, HeldOutFile, Protocol, Source, Split
+from vision.demonstrations import DemonstrationCollector
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
 from vision.tools import Tool
-from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model, thoughts_of
+from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ class Experiment(TrainingKeys):
         encode = mine.encoder(policy)
         encode.check([*split.demonstrations, *(split.pool if all_labels else ()), *data.held_out()])
         examples = [*split.demonstrations, *(split.pool if all_labels else ())]
-        thoughts = thoughts_of(data.training, examples)
-        collector = DemonstrationCollector(examples, thoughts, [encode], self.sft.rows, runtime)
+        collector = DemonstrationCollector(data.training, examples, [encode], self.sft.rows, runtime)
         return Parts(policy, collector, mine.evaluator(policy, encode), MAXIMUM_LIKELIHOOD)
 
     def run_controls(self, runtime: Runtime, cpu_s: float) -> Mapping[str, object]:
@@ -188,8 +188,9 @@ class Experiment(TrainingKeys):
         policy = VisionPolicy.load(replace(start, model=find_asset(start.model)))
         encoders = [self.encoder(policy, style) for style in config.styles]
         examples = list(split.demonstrations)
-        thoughts = thoughts_of(self.data.training, examples)
-        collector = DemonstrationCollector(examples, thoughts, encoders, config.rows, runtime)
+        collector = DemonstrationCollector(
+            self.data.training, examples, encoders, config.rows, runtime, config.corrections
+        )
         parts = Parts(policy, collector, self.evaluator(policy, encoders[0]), MAXIMUM_LIKELIHOOD)
         quietly = EvaluateConfig(every=None)
         summary = Trainer(parts, config.train, runtime, evaluate=quietly, logging=self.logging).fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from mmrl.algorithm import Algorithm
 from mmrl.settings import TrainConfig
 from mmrl.surrogates import Reinforce
 from vision import embedded
-from vision.data import Example, Source, Split
+from vision.data import Source, Split
+from vision.demonstrations import Corrections
 from vision.prompts import Direct, Prompt, Think
 
 MAXIMUM_LIKELIHOOD = Algorithm(Likelihood(), Reinforce(), TokenMean())
@@ -20,23 +22,28 @@ MAXIMUM_LIKELIHOOD = Algorithm(Likelihood(), Reinforce(), TokenMean())
 @dataclass(frozen=True)
 class WarmupConfig:
     """How `mmrl warmup` makes a base policy. `model` null starts from `policy.model`, otherwise from a new
-    small one. Every batch of `rows` demonstrations mixes the prompt styles."""
+    small one. Every batch of `rows` demonstrations mixes the prompt styles, and first and second turns if there are
+    `corrections`."""
 
     output: str = "assets/vision/digits"
     model: embedded.EmbeddedConfig | None = embedded.EmbeddedConfig()
     styles: tuple[Prompt, ...] = (Think(), Direct())
     rows: int = 32
+    corrections: Corrections | None = None
     train: TrainConfig = TrainConfig(steps=160, lr=1e-3, weight_decay=0.05)
 
 
-def written_texts(source: Source, split: Split, styles: tuple[Prompt, ...]) -> list[str]:
+def written_texts(config: WarmupConfig, source: Source, split: Split) -> list[str]:
     """All that the model will read and write on the demonstrations, for its vocabulary. Every label is
     among them, since a label that was never split into tokens can still be spelt."""
-    found = []
-    for style in styles:
+    found, chance = [], random.Random(0)
+    for style in config.styles:
         for example in split.demonstrations:
             found.append(style.text(example, split.labels))
             found.append(style.demonstration(example.answer, source.thought(example)))
+            if config.corrections is not None:
+                written, reply = config.corrections.reply(source, example, style, chance)
+                found += [written, reply.text]
     return [*found, *split.labels]
 
 
@@ -44,9 +51,4 @@ def make_model(config: WarmupConfig, source: Source, split: Split, seed: int, fo
     """A new small model in `folder`."""
     if config.model is None:
         raise ValueError("warmup.model is null: there is no new model to make")
-    embedded.save(config.model, written_texts(source, split, config.styles), seed, folder)
-
-
-def thoughts_of(source: Source, examples: list[Example]) -> list[str]:
-    """The thought of each demonstration."""
-    return [source.thought(example) for example in examples]
+    embedded.save(config.model, written_texts(config, source, split), seed, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,14 @@ class Source(abc.ABC):
     def thought(self, example: Example) -> str:
         """A true short thought about the example for demonstrations ("" if the source has none)."""
         return ""
+
+    def draft(self, example: Example, chance: random.Random) -> str:
+        """An answer to the example that is nearly right, for demonstrations of how one is corrected in a second turn.
+
+        Raises:
+            ValueError: the source has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no drafts: set warmup.corrections to null")
 
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         """Whether what a thought claims fits the answer given; None if it claims nothing that can be
