@@ -19,6 +19,8 @@ from rewards.render.shapes import Bar, Shape, Slice, colour_name, shape_of
 SAME = "same."
 SIDES = ("left", "middle", "right")
 REGIONS = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in SIDES)
+PLAIN = 0.25
+"""Of a region: so much of one colour gives it its name."""
 
 
 class Differ(abc.ABC):
@@ -113,19 +115,27 @@ class Differences(Differ):
 
     def _regions(self, picture: Picture, reference: Picture) -> list[tuple[float, str]]:
         found = []
-        for name, mine, wanted in zip(REGIONS, _means(picture), _means(reference), strict=True):
-            off = float(np.abs(mine - wanted).mean()) / 255
+        for name, mine, wanted in zip(REGIONS, _ninths(picture), _ninths(reference), strict=True):
+            off = float(np.abs(mine.mean((0, 1)) - wanted.mean((0, 1))).mean()) / 255
             if off < self.tolerance:
                 continue
             brighter = float(wanted.mean() - mine.mean()) / 255
-            if colour_name(mine) != colour_name(wanted):
-                found.append((off, f"{name} should be {colour_name(wanted)}."))
+            if colour_name(_main(mine)) != colour_name(_main(wanted)):
+                found.append((off, f"{name} should be {colour_name(_main(wanted))}."))
             elif abs(brighter) >= self.tolerance / 2:
                 found.append((off, f"{name} too {'dark' if brighter > 0 else 'light'}."))
         return found
 
 
-def _means(picture: Picture) -> NDArray[np.float64]:
-    """The mean colours of the nine regions, (9, 3)."""
+def _ninths(picture: Picture) -> list[Picture]:
+    """The nine regions, row by row."""
     rows = np.array_split(picture, 3, axis=0)
-    return np.array([part.mean(axis=(0, 1)) for row in rows for part in np.array_split(row, 3, axis=1)])
+    return [part for row in rows for part in np.array_split(row, 3, axis=1)]
+
+
+def _main(region: Picture) -> NDArray[np.float64]:
+    """The colour (3,) that most of a region has, or the mean where it has no plain one."""
+    values, counts = np.unique(region.reshape(-1, 3), axis=0, return_counts=True)
+    most = int(counts.argmax())
+    plain = counts[most] >= PLAIN * counts.sum()
+    return np.asarray(values[most] if plain else region.mean((0, 1)), dtype=np.float64)

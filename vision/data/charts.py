@@ -34,8 +34,8 @@ class TableCharts(Source):
     """Which program draws this chart? Bars, lines and pies of `values` numbers from the tables of `vision.data.tables`,
     `count` of them, no program twice.
 
-    A chart shows a few rows of a column. Heights are rounded to 1..8 between the column's 2nd and 98th percentile, slices
-    to tenths. Pictures of `size` pixels a side are drawn by matplotlib in this process, once, from the numbers, and are
+    A chart shows a few rows of a column. Heights are rounded to 1..8 between the 2nd and the 98th percentile of the
+    column, slices to tenths. Pictures of `size` pixels a side are drawn by matplotlib in this process, once, and are
     equal to what the sandbox makes of `before()` and the program, which is what the renderer of a config has to begin
     with (rewards.render.Within).
 

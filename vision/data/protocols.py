@@ -130,11 +130,14 @@ class FewPairs(Protocol):
     shots: int = 0
     pairs: int = 40
 
-    def split(self, source: Source) -> Split:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pairs < 1 or self.shots:
             raise ValueError(
                 f"data.protocol has pairs {self.pairs} and shots {self.shots}: give pairs, at least 1, and no shots"
             )
+
+    def split(self, source: Source) -> Split:
         order = shuffled(source.examples(), self.seed)
         evaluation, rest = order[: self.evaluation], order[self.evaluation :]
         dev, demonstrations, pool = rest[: self.dev], rest[self.dev :][: self.pairs], rest[self.dev :][self.pairs :]
