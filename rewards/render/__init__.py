@@ -7,6 +7,7 @@ from rewards.render.charts import Charts
 from rewards.render.differ import Differ, Differences
 from rewards.render.elements import AllElements, ElementAccuracy
 from rewards.render.inside.frames import Failure
+from rewards.render.markup import MarkupAccuracy
 from rewards.render.pages import Pages
 from rewards.render.sandbox import SandboxError
 from rewards.render.svg import Svg
@@ -25,6 +26,7 @@ __all__ = [
     "Failure",
     "Format",
     "Limits",
+    "MarkupAccuracy",
     "Pages",
     "PooledRenderer",
     "Rendered",

@@ -95,9 +95,10 @@ def plain_colours(picture: Picture) -> tuple[NDArray[np.int64], list[NDArray[np.
     background a pixel has a colour that covers half of it; between two others it has none.
     """
     flat = picture.reshape(-1, 3)
-    values, counts = np.unique(flat, axis=0, return_counts=True)
+    codes, counts = np.unique(flat.astype(np.int64) @ (1 << 16, 1 << 8, 1), return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    values, counts = values[order].astype(np.int64), counts[order]
+    codes, counts = codes[order], counts[order]
+    values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
     drawn = np.abs(values - values[0]).sum(1) > NEAR
     vivid = drawn & (values.max(1) - values.min(1) > PALE)
     chosen = vivid if bool((counts * vivid).sum() >= SHARE * (counts * drawn).sum() > 0) else drawn

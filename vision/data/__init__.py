@@ -3,19 +3,23 @@
 from vision.data.base import Example, Source, Split
 from vision.data.charts import TableCharts
 from vision.data.digits import Digits
+from vision.data.drawings import EmojiShapes
 from vision.data.elpv import ELPV
 from vision.data.folder import HubDataset, ImageFolder
 from vision.data.jsonl import JSONL
 from vision.data.mixed import FewShotOfEach, Mixed
 from vision.data.openmoji import OpenMoji
+from vision.data.pages import BlockPages
 from vision.data.protocols import BaseToNew, CrossDataset, FewPairs, FewShot, HeldOutFile, Protocol
 
 __all__ = [
     "ELPV",
     "JSONL",
     "BaseToNew",
+    "BlockPages",
     "CrossDataset",
     "Digits",
+    "EmojiShapes",
     "Example",
     "FewPairs",
     "FewShot",
