@@ -46,6 +46,7 @@ bench: setup
 # Makes the shipped weights again: half an hour of CPU.
 assets: setup vulkan
 	$(BIN)/mmrl warmup vision/warmup_digits
+	$(BIN)/mmrl warmup vision/warmup_charts
 	$(BIN)/mmrl warmup diffusion/warmup_clip_a
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet

@@ -118,7 +118,7 @@ class Alike:
 
     def __call__(self, picture: Picture, reference: Picture) -> float:
         """The score of `picture` (Y, X, 3) against `reference` (Y', X', 3). A reference of one colour scores 0."""
-        picture, reference = _fitted(picture, reference, self.side)
+        picture, reference = fitted(picture, reference, self.side)
         found, blank = _measures(picture, reference), of_one_colour(reference)
         total = 0.0
         for name, weight in self.weights.items():
@@ -130,14 +130,14 @@ class Alike:
 
 def measured(picture: Picture, reference: Picture, side: int = 128) -> dict[str, float]:
     """All measures of `picture` (Y, X, 3) at the shape of `reference` (Y', X', 3), shrunk to `side` pixels."""
-    return _measures(*_fitted(picture, reference, side))
+    return _measures(*fitted(picture, reference, side))
 
 
 def _measures(picture: Picture, reference: Picture) -> dict[str, float]:
     return {name: measure(picture, reference) for name, measure in MEASURES.items()}
 
 
-def _fitted(picture: Picture, reference: Picture, side: int) -> tuple[Picture, Picture]:
+def fitted(picture: Picture, reference: Picture, side: int) -> tuple[Picture, Picture]:
     """Both at the reference's shape, shrunk; no side becomes shorter than SSIM's window."""
     height, width = reference.shape[:2]
     scale = min(1.0, side / max(height, width))

@@ -122,6 +122,34 @@ class HeldOutFile(Protocol):
         return Split(demonstrations, pool[: self.pool], order[: self.dev], evaluation[: self.evaluation], labels)
 
 
+@dataclass(frozen=True)
+class FewPairs(Protocol):
+    """`pairs` demonstrations in all, for answers that are free text: programs, captions. Only their answers are among
+    the labels, so that not even the vocabulary of a start is made from what it will be asked."""
+
+    shots: int = 0
+    pairs: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs < 1 or self.shots:
+            raise ValueError(
+                f"data.protocol has pairs {self.pairs} and shots {self.shots}: give pairs, at least 1, and no shots"
+            )
+
+    def split(self, source: Source) -> Split:
+        order = shuffled(source.examples(), self.seed)
+        evaluation, rest = order[: self.evaluation], order[self.evaluation :]
+        dev, demonstrations, pool = rest[: self.dev], rest[self.dev :][: self.pairs], rest[self.dev :][self.pairs :]
+        if not pool:
+            raise ValueError(
+                f"data.protocol leaves nothing for RL: {len(order)} examples, {len(evaluation)} held out, {len(dev)} "
+                f"dev, {len(demonstrations)} demonstrations: lower evaluation, dev or pairs"
+            )
+        labels = tuple(dict.fromkeys(sorted({example.answer for example in demonstrations})))
+        return Split(demonstrations, pool[: self.pool], dev, evaluation, labels)
+
+
 def _content(example: Example) -> str:
     pictures = [hashlib.sha1(p.tobytes(), usedforsecurity=False).hexdigest() for p in example.pictures()]
     return f"{example.question} {pictures}"
