@@ -26,11 +26,7 @@ class Corrections:
     says to it. Drafts are the source's (`Source.draft`), so that only the examples of demonstrations are needed."""
 
     tool: Tool
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1:
-            raise ValueError(f"warmup.corrections.share is {self.share}: give more than 0 and less than 1")
+    share: float
 
     def reply(self, source: Source, example: Example, style: Style, chance: random.Random) -> tuple[str, Reply]:
         """A draft as it is written, and what the tool says to it."""

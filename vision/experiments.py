@@ -22,7 +22,7 @@ from vision import example, handover, trial
 from vision.collector import AnswerCollector, RolloutConfig
 from vision.controls import Arm, SFTConfig, run_arms
 from vision.data import JSONL, Example, HeldOutFile, Protocol, Source, Split
-from vision.demonstrations import DemonstrationCollector
+from vision.demonstrations import Corrections, DemonstrationCollector
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
@@ -181,16 +181,19 @@ class Experiment(TrainingKeys):
                 "the key `warmup` is missing: `mmrl warmup` reads it; see configs/vision/warmup_digits.yaml"
             )
         config, split = self.warmup, self.data.split
+        corrections = None
+        if config.corrections:
+            if self.tool is None:
+                raise ValueError("warmup.corrections are what a tool says to a draft: give a `tool`, or set them to 0")
+            corrections = Corrections(self.tool, config.corrections)
         start = replace(self.policy, critic=None)
         if config.model is not None:
-            make_model(config, self.data.training, split, self.seed, output)
+            make_model(config, self.data.training, split, self.seed, output, corrections)
             start = replace(start, model=str(output))
         policy = VisionPolicy.load(replace(start, model=find_asset(start.model)))
         encoders = [self.encoder(policy, style) for style in config.styles]
         examples = list(split.demonstrations)
-        collector = DemonstrationCollector(
-            self.data.training, examples, encoders, config.rows, runtime, config.corrections
-        )
+        collector = DemonstrationCollector(self.data.training, examples, encoders, config.rows, runtime, corrections)
         parts = Parts(policy, collector, self.evaluator(policy, encoders[0]), MAXIMUM_LIKELIHOOD)
         quietly = EvaluateConfig(every=None)
         summary = Trainer(parts, config.train, runtime, evaluate=quietly, logging=self.logging).fit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +70,18 @@ class TableCharts(Source):
         chart = chart_of(example.answer)
         assert chart is not None
         return f"This is {KINDS[chart.kind]} in {' '.join(chart.colours)}."
+
+    def draft(self, example: Example, chance: random.Random) -> str:
+        chart = chart_of(example.answer)
+        assert chart is not None
+        scale = TENTHS if chart.kind == "pie" else 1
+        values, colours = [round(value * scale) for value in chart.values], list(chart.colours)
+        if chance.random() < 0.3:
+            place = chance.randrange(len(colours))
+            colours[place] = chance.choice([name for name in COLOURS if name not in colours])
+        for place in chance.sample(range(len(values)), chance.randint(1, 2)):
+            values[place] = chance.choice([n for n in range(1, LEVELS + 1) if n != values[place]])
+        return program(Chart(chart.kind, tuple(map(float, values)), tuple(colours)))
 
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         claim, chart = _CLAIM.search(thought), chart_of(program_of(answer))
