@@ -20,11 +20,13 @@ MAXIMUM_LIKELIHOOD = Algorithm(Likelihood(), Reinforce(), TokenMean())
 @dataclass(frozen=True)
 class WarmupConfig:
     """How `mmrl warmup` makes a base policy. `model` null starts from `policy.model`, otherwise from a new
-    small one. Every batch of `rows` demonstrations mixes the prompt styles."""
+    small one. Every batch of `rows` demonstrations mixes the prompt styles. `also_reads` are further texts for the
+    vocabulary, such as what a tool answers: they are trained on no further."""
 
     output: str = "assets/vision/digits"
     model: embedded.EmbeddedConfig | None = embedded.EmbeddedConfig()
     styles: tuple[Prompt, ...] = (Think(), Direct())
+    also_reads: tuple[str, ...] = ()
     rows: int = 32
     train: TrainConfig = TrainConfig(steps=160, lr=1e-3, weight_decay=0.05)
 
@@ -44,7 +46,8 @@ def make_model(config: WarmupConfig, source: Source, split: Split, seed: int, fo
     """A new small model in `folder`."""
     if config.model is None:
         raise ValueError("warmup.model is null: there is no new model to make")
-    embedded.save(config.model, written_texts(source, split, config.styles), seed, folder)
+    texts = [*written_texts(source, split, config.styles), *config.also_reads]
+    embedded.save(config.model, texts, seed, folder)
 
 
 def thoughts_of(source: Source, examples: list[Example]) -> list[str]:

@@ -132,6 +132,23 @@ def program(chart: Chart) -> str:
     return f'plt.{chart.kind}({places}[{values}],color="{chart.colours[0]}")'
 
 
+def slipped(chart: Chart, chance: np.random.Generator) -> Chart:
+    """`chart` with one element wrong, for demonstrations of how to correct it: a value that another one of 1..8 takes
+    the place of (of a pie, the largest slice gives a tenth to the smallest), or a colour."""
+    values = [round(TENTHS * v) if chart.kind == "pie" else round(v) for v in chart.values]
+    colours, place = list(chart.colours), int(chance.integers(len(values) + 1))
+    if place == len(values):
+        others = [name for name in COLOURS if name not in colours] or [colours[-1]]
+        colours[int(chance.integers(len(colours)))] = others[int(chance.integers(len(others)))]
+    elif chart.kind == "pie":
+        giver, taker = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)
+        values[giver], values[taker] = values[giver] - 1, values[taker] + 1
+    else:
+        others_values = [level for level in range(1, LEVELS + 1) if level != values[place]]
+        values[place] = others_values[int(chance.integers(len(others_values)))]
+    return Chart(chart.kind, tuple(map(float, values)), tuple(colours))
+
+
 def drawn(charts: Sequence[Chart], size: int) -> list[Image.Image]:
     """The charts as `TableCharts.before` and their programs draw them.
 
