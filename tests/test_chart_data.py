@@ -90,8 +90,9 @@ def test_few_pairs_are_demonstrations_and_only_theirs_are_labels() -> None:
         FewPairs(pairs=0)
 
 
-def test_the_recipe_knows_what_unrelated_charts_get() -> None:
-    experiment = load("vision/rrvf_charts").experiment
+@pytest.mark.parametrize("task", ["charts", "pages", "emoji"])
+def test_the_recipe_knows_what_unrelated_pictures_get(task: str) -> None:
+    experiment = load(f"vision/rrvf_{task}").experiment
     pool = experiment.data.split.pool
     measured = Baseline.of([np.asarray(example.images[0]) for example in pool], seed=0, pairs=256).means
     vision, tools = experiment.rewards["vision"].use, experiment.rewards["tools"].use
