@@ -8,11 +8,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rewards.render import Charts, Within
-from rewards.render.elements import chart_of
+from mmrl.config import load
+from rewards.render import Baseline, Charts, Differences, Within
+from rewards.render.elements import chart_of, right_elements
 from tests.rendering import need_bubblewrap
 from vision.data import FewPairs, TableCharts
-from vision.data.charts import COLOURS, KINDS, program
+from vision.data.charts import COLOURS, KINDS, drawn, program, slipped
 from vision.data.tables import FEWEST, SKLEARN, VEGA, columns
 
 pytest.importorskip("vega_datasets")
@@ -61,6 +62,20 @@ def test_the_pictures_are_what_the_sandbox_draws(source: TableCharts) -> None:
             assert np.array_equal(drawn.picture, np.asarray(example.images[0])), example.answer
 
 
+def test_a_slip_is_one_thing_wrong_and_the_differ_sees_it() -> None:
+    chance = np.random.default_rng(0)
+    for example in SMALL.examples():
+        gold = chart_of(example.answer)
+        wrong = chart_of(program(slipped(gold, chance)))
+        assert gold is not None and wrong is not None
+        right, of = right_elements(wrong, gold)
+        assert of - 2 <= right < of or gold.kind == "pie"
+        assert wrong.kind == gold.kind and len(wrong.values) == len(gold.values)
+        said = Differences()(np.asarray(drawn([wrong], 32)[0]), np.asarray(example.images[0]))
+        if wrong.kind != "pie" or wrong.colours != gold.colours:
+            assert said != "same.", (program(wrong), example.answer)
+
+
 def test_few_pairs_are_demonstrations_and_only_theirs_are_labels() -> None:
     split = FewPairs(pairs=40, evaluation=30, dev=20, pool=50).split(SMALL)
     parts = (split.demonstrations, split.pool, split.dev, split.evaluation)
@@ -73,6 +88,16 @@ def test_few_pairs_are_demonstrations_and_only_theirs_are_labels() -> None:
         FewPairs(pairs=100, evaluation=30, dev=20).split(SMALL)
     with pytest.raises(ValueError, match="pairs 0"):
         FewPairs(pairs=0)
+
+
+@pytest.mark.parametrize("task", ["charts", "pages", "emoji"])
+def test_the_recipe_knows_what_unrelated_pictures_get(task: str) -> None:
+    experiment = load(f"vision/rrvf_{task}").experiment
+    pool = experiment.data.split.pool
+    measured = Baseline.of([np.asarray(example.images[0]) for example in pool], seed=0, pairs=256).means
+    vision, tools = experiment.rewards["vision"].use, experiment.rewards["tools"].use
+    assert vision.alike.baseline.means == pytest.approx(measured, abs=0.002)
+    assert tools.vision == vision
 
 
 def test_what_is_refused() -> None:

@@ -62,7 +62,7 @@ def test_two_areas_become_two_shapes() -> None:
         '<rect x="2" y="2" width="12" height="6" fill="{}"/><rect x="4" y="10" width="4" height="4" fill="green"/>'
     )
     assert UNITS == 16
-    assert simplified(np.asarray(picture), 2) == rectangles.format("tomato")  # the nearest of the palette
+    assert simplified(np.asarray(picture), 2) == rectangles.format("crimson")  # the nearest of the palette
     assert simplified(np.asarray(picture), 3) == ""
 
 

@@ -16,6 +16,8 @@ from vision.data import Source, Split
 from vision.demonstrations import Corrections
 from vision.prompts import Direct, Prompt, Think
 
+REPLIES = 4
+"""To drafts of each demonstration, that the vocabulary is made from."""
 MAXIMUM_LIKELIHOOD = Algorithm(Likelihood(), Reinforce(), TokenMean())
 
 
@@ -47,7 +49,7 @@ def written_texts(
         for example in split.demonstrations:
             found.append(style.text(example, split.labels))
             found.append(style.demonstration(example.answer, source.thought(example)))
-            if corrections is not None:
+            for _ in range(REPLIES if corrections is not None else 0):
                 written, reply = corrections.reply(source, example, style, chance)
                 found += [written, reply.text]
     return [*found, *split.labels]

@@ -74,14 +74,7 @@ class TableCharts(Source):
     def draft(self, example: Example, chance: random.Random) -> str:
         chart = chart_of(example.answer)
         assert chart is not None
-        scale = TENTHS if chart.kind == "pie" else 1
-        values, colours = [round(value * scale) for value in chart.values], list(chart.colours)
-        if chance.random() < 0.3:
-            place = chance.randrange(len(colours))
-            colours[place] = chance.choice([name for name in COLOURS if name not in colours])
-        for place in chance.sample(range(len(values)), chance.randint(1, 2)):
-            values[place] = chance.choice([n for n in range(1, LEVELS + 1) if n != values[place]])
-        return program(Chart(chart.kind, tuple(map(float, values)), tuple(colours)))
+        return program(slipped(chart, np.random.default_rng(chance.getrandbits(32))))
 
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         claim, chart = _CLAIM.search(thought), chart_of(program_of(answer))
@@ -143,6 +136,23 @@ def program(chart: Chart) -> str:
         return f"plt.pie([{values}],colors=[{colours}])"
     places = f"[{','.join(map(str, range(len(chart.values))))}]," if chart.kind == "bar" else ""
     return f'plt.{chart.kind}({places}[{values}],color="{chart.colours[0]}")'
+
+
+def slipped(chart: Chart, chance: np.random.Generator) -> Chart:
+    """`chart` with one element wrong, for demonstrations of how to correct it: a value that another one of 1..8 takes
+    the place of (of a pie, the largest slice gives a tenth to the smallest), or a colour."""
+    values = [round(TENTHS * v) if chart.kind == "pie" else round(v) for v in chart.values]
+    colours, place = list(chart.colours), int(chance.integers(len(values) + 1))
+    if place == len(values):
+        others = [name for name in COLOURS if name not in colours] or [colours[-1]]
+        colours[int(chance.integers(len(colours)))] = others[int(chance.integers(len(others)))]
+    elif chart.kind == "pie":
+        giver, taker = max(range(len(values)), key=values.__getitem__), min(range(len(values)), key=values.__getitem__)
+        values[giver], values[taker] = values[giver] - 1, values[taker] + 1
+    else:
+        others_values = [level for level in range(1, LEVELS + 1) if level != values[place]]
+        values[place] = others_values[int(chance.integers(len(others_values)))]
+    return Chart(chart.kind, tuple(map(float, values)), tuple(colours))
 
 
 def drawn(charts: Sequence[Chart], size: int) -> list[Image.Image]:

@@ -18,7 +18,8 @@ from vision.data.base import Example, Source
 from vision.data.protocols import shuffled
 
 PALETTE = {
-    "gold": (255, 215, 0), "orange": (255, 165, 0), "tomato": (255, 99, 71), "brown": (165, 42, 42),
+    "gold": (255, 215, 0), "orange": (255, 165, 0), "tomato": (255, 99, 71), "sienna": (160, 82, 45),
+    "crimson": (220, 20, 60),
     "peru": (205, 133, 63), "green": (0, 128, 0), "yellowgreen": (154, 205, 50), "skyblue": (135, 206, 235),
     "steelblue": (70, 130, 180), "pink": (255, 192, 203), "purple": (128, 0, 128), "gray": (128, 128, 128),
     "silver": (192, 192, 192), "black": (0, 0, 0),
