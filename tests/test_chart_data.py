@@ -12,7 +12,7 @@ from mmrl.config import load
 from rewards.render import Baseline, Charts, Differences, Within
 from rewards.render.elements import chart_of, right_elements
 from tests.rendering import need_bubblewrap
-from vision.data import FewPairs, TableCharts
+from vision.data import FewPairs, TableCharts, drawings
 from vision.data.charts import COLOURS, KINDS, drawn, program, slipped
 from vision.data.tables import FEWEST, SKLEARN, VEGA, columns
 
@@ -98,6 +98,9 @@ def test_the_recipe_knows_what_unrelated_pictures_get(task: str) -> None:
     vision, tools = experiment.rewards["vision"].use, experiment.rewards["tools"].use
     assert vision.alike.baseline.means == pytest.approx(measured, abs=0.002)
     assert tools.vision == vision
+    renderer = experiment.tool.renderer
+    around = (experiment.data.training.before(), "") if task != "emoji" else (drawings.BEFORE, drawings.AFTER)
+    assert (renderer.before, renderer.after) == around
 
 
 def test_what_is_refused() -> None:

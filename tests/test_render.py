@@ -51,6 +51,7 @@ def test_a_batch_keeps_its_order_and_draws_a_program_once(charts: Charts) -> Non
     assert again.picture is first.picture
     assert [each.cached for each in (first, second, again)] == [False, False, True]
     assert 0 < first.cpu_seconds < 2 and again.cpu_seconds == 0
+    assert charts.cpu_s() >= first.cpu_seconds
     known = one(charts, programs[0])
     assert known.cached and known.picture is first.picture
     with pytest.raises(ValueError, match="read-only"):

@@ -89,6 +89,9 @@ class AnswerCollector(Collector):
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self._order.load_state_dict(state)
 
+    def cpu_s(self) -> float:
+        return 0.0 if self.tool is None else self.tool.cpu_s()
+
 
 def answered(transitions: Transitions, logprobs: Tensor, alive: Tensor, scores: Scores, groups: Tensor) -> Rollout:
     """A rollout whose reward falls on the last token of each answer. An answer to which no reward applies

@@ -58,3 +58,6 @@ class RenderAndCompare(Tool):
 
     def close(self) -> None:
         self.renderer.close()
+
+    def cpu_s(self) -> float:
+        return self.renderer.cpu_s()

@@ -36,5 +36,9 @@ class Tool(abc.ABC):
         What the policy wrote is hostile: it is run in a sandbox, and nothing of it may raise.
         """
 
+    def cpu_s(self) -> float:
+        """CPU seconds that living processes of its own have used so far."""
+        return 0.0
+
     def close(self) -> None:  # noqa: B027 (most tools hold nothing)
         """End what it started."""

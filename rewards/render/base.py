@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rewards.render.cache import Cache
 from rewards.render.inside.frames import Answer, Failure
 from rewards.render.pool import Pool
+from rewards.render.usage import usage_of
 
 Picture = NDArray[np.uint8]  # (Y, X, 3), RGB
 
@@ -71,6 +72,10 @@ class Renderer(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """End all processes; the next render starts them again."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds that its living processes have used so far."""
+        return 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +150,9 @@ class PooledRenderer(Renderer):
 
     def close(self) -> None:
         self._pool.close()
+
+    def cpu_s(self) -> float:
+        return sum(usage_of(pid)[0] for pid in self._pool.pids)
 
 
 def _size(picture: Picture | None) -> int:

@@ -29,3 +29,6 @@ class Within(Renderer):
 
     def close(self) -> None:
         self.renderer.close()
+
+    def cpu_s(self) -> float:
+        return self.renderer.cpu_s()
