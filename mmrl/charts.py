@@ -23,7 +23,15 @@ THEME = {INK: "currentColor", GRID: "var(--grid)", **{colour: f"var(--run{i})" f
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mmrl", "font.size": 9, "axes.grid": True, "grid.color": GRID}
 STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False)
+ROUNDING = 1e-8
+"""Up to which a metric counts as 0."""
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def always_zero(runs: Sequence[Run], metric: str) -> bool:
+    """Whether a metric is 0, up to rounding, at all steps of all runs: better said than drawn."""
+    values = [abs(value) for run in runs for value in run.series(metric)[1]]
+    return bool(values) and max(values) <= ROUNDING and metric != PARITY
 
 
 def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
@@ -31,9 +39,9 @@ def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
     if not any(run.series(metric)[0] for run in runs):
         return Markup("")
     with matplotlib.rc_context(STYLE):
-        figure, out = Figure(figsize=(4.2, 2.6), layout="constrained"), io.StringIO()
+        figure, out = Figure(figsize=(3.7, 2.4), layout="constrained"), io.StringIO()
         axes = figure.subplots()
-        axes.set(xlabel="step", ylabel=label, yscale="log" if metric == PARITY else "linear")
+        axes.set(xlabel="training step", ylabel=label, yscale="log" if metric == PARITY else "linear")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for run in runs:
             _draw(axes, run, metric)
