@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -314,7 +315,9 @@ def scheduler_class(name: str, key: str) -> Callable[..., object]:
     """
     found = getattr(diffusers, name, None)
     if found is None or not name.endswith("Scheduler"):
-        raise ValueError(f"{key} {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler")
+        known = [other for other in dir(diffusers) if other.endswith("Scheduler")]
+        near = (difflib.get_close_matches(name, known, n=1) or ["LCMScheduler"])[0]
+        raise ValueError(f"{key} {name!r} is not a scheduler of diffusers: give a class such as {near}")
     return found  # type: ignore[no-any-return]
 
 

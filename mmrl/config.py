@@ -58,6 +58,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     recipe, imports = str(raw.pop("recipe", recipe_name(path))), raw.pop("imports", [])
+    if (domain := str(raw.get("experiment")).split(".")[0]) in DOMAINS and importlib.util.find_spec(domain):
+        importlib.import_module(domain)  # the package alone, which quiets libraries that `imports` may load
     _run_imports(imports, path)
     kind = _experiment_class(raw.pop("experiment", None), path)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -251,7 +251,10 @@ def test_stuck_on_i_extended_the_run_and_was_refused(project, capsys):
 
 def test_stuck_on_a_critic_that_a_fork_does_not_have_yet(project, capsys):
     """It is new, and that is said; the fork of a run that has one goes on with it."""
-    learns = ["policy.critic={widths: [4]}", "algorithm.value_loss=mmrl.value_loss.ValueRegression"]
+    learns = [
+        "policy.critic={widths: [4]}", "algorithm.value_loss=mmrl.value_loss.ValueRegression",
+        "algorithm.advantage=mmrl.advantages.GAE",
+    ]  # fmt: skip
     quietly = ["logging.progress=false", "train.steps=1"]
     assert main(["train", "config.yaml", "--run", "run", *quietly]) == 0
     assert main(["train", "--from", "run", "--run", "fork", *learns, *quietly]) == 0
