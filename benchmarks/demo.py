@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from pathlib import Path
 
 from mmrl.cli import main
@@ -22,13 +23,16 @@ RUNS = {
 
 def demo() -> int:
     """The exit status of the first run that fails."""
+    took: dict[Path, float] = {}
     for folder, words in RUNS.items():
         if folder.exists():  # the demo's own folder, made by this command
             shutil.rmtree(folder)
         print(f"\n{' '.join(words)}")
+        began = time.perf_counter()
         if status := main(["train", *words, "--run", str(folder)]):
             return status
-    print("\nopen " + " and ".join(f"{folder}/report.html" for folder in RUNS))
+        took[folder] = time.perf_counter() - began
+    print("\nopen " + " and ".join(f"{folder}/report.html ({seconds:.0f} s)" for folder, seconds in took.items()))
     return 0
 
 

@@ -81,7 +81,7 @@ def figures(folders: list[Path], summaries: list[dict]) -> dict[str, object]:
 
 def control(found: dict) -> dict[str, object]:
     """What a longer cloning says."""
-    success = {name: e["value"] for name, e in found["eval_official"].items() if name.startswith("success_rate")}
+    success = {name: e["value"] for name, e in found["eval_held_out"].items() if name.startswith("success_rate")}
     return {"cpu_s": found["cpu_s"], "loss": found["loss"], "demonstrations": found["demonstrations"], **success}
 
 

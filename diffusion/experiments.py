@@ -51,7 +51,7 @@ class Experiment(TrainingKeys):
 
     def __post_init__(self) -> None:
         if self.evaluate.by is not None:
-            raise ValueError("evaluate.by is of experiment vision alone: remove it")
+            raise ValueError("evaluate.by is not read by experiment diffusion: remove it")
 
     @property
     def base_policy(self) -> str:
@@ -59,10 +59,7 @@ class Experiment(TrainingKeys):
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
-        started = replace(self.policy, model=existing_asset(self.policy.model))
-        policy = DiffusionPolicy.load(started, runtime.fresh_generator("heads", shared=True))
-        if start is not None:
-            policy.load_weights(start)
+        policy = self.load_policy(runtime, start)
         collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         algorithm = self.algorithm
@@ -75,6 +72,13 @@ class Experiment(TrainingKeys):
         )
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="reward")
 
+    def load_policy(self, runtime: Runtime, start: Path | None = None) -> DiffusionPolicy:
+        found = replace(self.policy, model=existing_asset(self.policy.model))
+        policy = DiffusionPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+        if start is not None:
+            policy.load_weights(start)
+        return policy
+
     def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
         return trial.try_out(self, runtime, parts)
 
@@ -85,7 +89,9 @@ class Experiment(TrainingKeys):
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         assert isinstance(policy, DiffusionPolicy)
         if dtype is not None:
-            raise ValueError("--dtype is of experiment vision alone: diffusers casts as it loads (torch_dtype)")
+            raise ValueError(
+                "--dtype is left out here: float32 is written, and diffusers casts as it loads (torch_dtype)"
+            )
         absent = "".join(f", {name}=None" for name in policy.absent())
         if self.policy.adapter is not None and not merge:
             adapters.save(policy.pipeline, policy.name, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from diffusion import adapters
 from diffusion.adapters import LoRA
@@ -27,11 +29,12 @@ from diffusion.steppers import Stepper, stepper_for
 from diffusion.transitions import DenoiseTransitions
 from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
-from mmrl.heads import HEADS, CriticConfig, make_critic, values_of
+from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
 from mmrl.reference import Reference
 from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
 diffusers_logging.set_verbosity_error()  # it warns of an AutoencoderTiny where another kind is usual
 
 
@@ -102,7 +105,7 @@ class DiffusionPolicy(Policy):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"policy.model {config.model!r} could not be loaded as a diffusers pipeline: give a folder written by "
-                f"save_pretrained, or a hub name and a network ({str(error).splitlines()[0]})"
+                f"save_pretrained, or a hub name and a network ({str(error).splitlines()[0].partition(' Please')[0]})"
             ) from error
         pipeline.set_progress_bar_config(disable=True)
         if config.scheduler is not None:
@@ -250,10 +253,8 @@ class DiffusionPolicy(Policy):
             save_model(self.critic, str(folder / HEADS))
 
     def load_weights(self, folder: Path) -> None:
-        if (
-            self.critic is not None and (folder / HEADS).is_file()
-        ):  # not in a run without one, from which this is forked
-            load_model(self.critic, folder / HEADS)
+        if self.critic is not None:
+            load_head(self.critic, folder / HEADS)
         if self.config.adapter is not None:
             adapters.load(self.denoiser, self.name, folder)
             return
@@ -314,7 +315,9 @@ def scheduler_class(name: str, key: str) -> Callable[..., object]:
     """
     found = getattr(diffusers, name, None)
     if found is None or not name.endswith("Scheduler"):
-        raise ValueError(f"{key} {name!r} is not a scheduler of diffusers: give a class such as LCMScheduler")
+        known = [other for other in dir(diffusers) if other.endswith("Scheduler")]
+        near = (difflib.get_close_matches(name, known, n=1) or ["LCMScheduler"])[0]
+        raise ValueError(f"{key} {name!r} is not a scheduler of diffusers: give a class such as {near}")
     return found  # type: ignore[no-any-return]
 
 

@@ -23,7 +23,17 @@ THEME = {INK: "currentColor", GRID: "var(--grid)", **{colour: f"var(--run{i})" f
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mmrl", "font.size": 9, "axes.grid": True, "grid.color": GRID}
 STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
 STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False)
+FEW = 3
+"""Runs up to which each interval can be told in a chart."""
+ROUNDING = 1e-8
+"""Up to which a metric counts as 0."""
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+def always_zero(runs: Sequence[Run], metric: str) -> bool:
+    """Whether a metric is 0, up to rounding, at all steps of all runs: better said than drawn."""
+    values = [abs(value) for run in runs for value in run.series(metric)[1]]
+    return bool(values) and max(values) <= ROUNDING and metric != PARITY
 
 
 def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
@@ -31,12 +41,12 @@ def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
     if not any(run.series(metric)[0] for run in runs):
         return Markup("")
     with matplotlib.rc_context(STYLE):
-        figure, out = Figure(figsize=(4.2, 2.6), layout="constrained"), io.StringIO()
+        figure, out = Figure(figsize=(3.7, 2.4), layout="constrained"), io.StringIO()
         axes = figure.subplots()
-        axes.set(xlabel="step", ylabel=label, yscale="log" if metric == PARITY else "linear")
+        axes.set(xlabel="training step", ylabel=label, yscale="log" if metric == PARITY else "linear")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for run in runs:
-            _draw(axes, run, metric)
+            _draw(axes, run, metric, band=0.18 if len(runs) <= FEW else 0.06)
         if metric == PARITY:
             axes.axhline(PARITY_LIMIT, color=INK, linestyle=":")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
@@ -49,13 +59,14 @@ def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
     return Markup('<svg role="img" aria-label="{}: {}, over steps" ').format(title, label) + Markup(svg)  # noqa: S704
 
 
-def _draw(axes: Axes, run: Run, metric: str) -> None:
-    """A metric of one run: what was measured thin, and for a noisy one the running mean thick."""
+def _draw(axes: Axes, run: Run, metric: str, band: float) -> None:
+    """A metric of one run: what was measured thin, and for a noisy one the running mean thick. `band`: how opaque that
+    of an interval is."""
     (steps, values), colour, line = run.series(metric), RUNS[run.colour % 8], ("-", "--", ":")[run.colour // 8 % 3]
     if metric.startswith("eval/"):
         lows, highs = (run.series(f"{metric}/{end}")[1] for end in ("low", "high"))
         axes.plot(steps, values, color=colour, linestyle=line, marker="o", markersize=4)
-        axes.fill_between(steps, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(steps, lows, highs, color=colour, alpha=band, linewidth=0)
         return
     window = np.ones(1 if metric == PARITY else 2 * (len(values) // 40) + 1)
     drawn = np.maximum(values, 1e-9) if metric == PARITY else np.array(values)  # a logarithm has no 0

@@ -54,7 +54,7 @@ def check(config: str, overrides: Sequence[str]) -> None:
     loaded = load(config, overrides)
     experiment = loaded.experiment
     runtime = Runtime(experiment.runtime, experiment.seed)
-    parts = experiment.build(runtime)
+    parts = experiment.build_to_check(runtime)
     trainer = Trainer(
         parts, experiment.train, runtime, None, experiment.evaluate, experiment.save, None, experiment.stop
     )

@@ -19,8 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TQDM_MININTERVAL", "0.5")
+    os.environ.setdefault(
+        "HF_DATASETS_DISABLE_PROGRESS_BARS", "1"
+    )  # one for each episode or file; downloads keep theirs
     try:
         status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of what is printed has seen enough: `mmrl evaluate RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -191,6 +198,7 @@ def _rollout(options: argparse.Namespace) -> int:
     from mmrl.commands import rollout
 
     print(json.dumps(rollout(options.config, options.overrides, options.output), indent=1))
+    print(f"samples and rollout.json: {options.output}", file=sys.stderr)
     return 0
 
 

@@ -17,6 +17,7 @@ from mmrl.config import Loaded, load
 from mmrl.recipes import find_config, recipe_name, recipes_folder
 from mmrl.report import print_table, write_report
 from mmrl.run import RunFolder, find_run
+from mmrl.run_files import mapping
 from mmrl.runtime import Runtime, acting
 from mmrl.scoring import score
 from mmrl.trainer import Trainer
@@ -46,6 +47,8 @@ def train(
         run.refuse_existing()  # before a model is loaded
     fork = RunFolder(origin).checkpoint() if origin is not None else None
     parts = experiment.build(runtime, run.start() if fork is None else fork / "policy")
+    if origin is not None and runtime.is_main and parts.policy.critic_parameters() and not _had_critic(origin):
+        print(f"critic: new, since {origin} had none (train.critic_warmup: so many steps for it alone)")
     if not resume and runtime.is_main:
         run.create(loaded.resolved, loaded.folder, fork)
     runtime.wait()
@@ -60,6 +63,10 @@ def train(
             print(f"stopped at step {summary['steps']}; continue with: mmrl train --run {run.path} --resume")
             return 130
         return _finish(loaded, run, summary, runtime)
+
+
+def _had_critic(run: Path) -> bool:
+    return mapping(read_yaml(run / "config.yaml").get("policy")).get("critic") is not None
 
 
 def _finish(loaded: Loaded, run: RunFolder, summary: dict[str, object], runtime: Runtime) -> int:

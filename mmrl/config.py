@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import importlib.util
 import inspect
 import json
+import pkgutil
 import re
 import sys
 import types
@@ -56,6 +58,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     recipe, imports = str(raw.pop("recipe", recipe_name(path))), raw.pop("imports", [])
+    if (domain := str(raw.get("experiment")).split(".")[0]) in DOMAINS and importlib.util.find_spec(domain):
+        importlib.import_module(domain)  # the package alone, which quiets libraries that `imports` may load
     _run_imports(imports, path)
     kind = _experiment_class(raw.pop("experiment", None), path)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -162,6 +166,12 @@ def _explain(error: Exception, kind: type, raw: Mapping[str, object]) -> str:
     text = " ".join(str(error).replace(f"{SOURCE_CONFIG}.", "").replace("Parser key ", "").split())
     outer = rf"\"{SOURCE_CONFIG}\": Problem with given class_path '{re.escape(_name_of(kind))}': "
     text = re.sub(outer, "", text)
+    absent = re.findall(
+        r"\"([\w.]+)\": Problem with given class_path '([\w.]+)': (module \S+ has no attribute \S+)", text
+    )
+    if absent:
+        key, dotted, said = absent[-1]
+        return f"{key} is {dotted!r}, and {said}: {_near_class(dotted)}"
     unknown = re.findall(r"(?:does not accept option|Option) '([\w.]+)'", text)
     if not unknown:
         of_union = re.findall(r" - ((?!Expected )[^<>]*?: give .*?)(?= - Expected | Given value type: |$)", text)
@@ -177,6 +187,18 @@ def _explain(error: Exception, kind: type, raw: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(misspelt, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
     return f"unknown key {key!r}{f' of {owners[-1]}' if owners else ''}: {hint}"
+
+
+def _near_class(dotted: str) -> str:
+    """What the first part of a class path that cannot be found might have been meant for."""
+    found, rest = "", dotted.split(".")
+    while len(rest) > 1 and importlib.util.find_spec(f"{found}.{rest[0]}".lstrip(".")) is not None:
+        found = f"{found}.{rest.pop(0)}".lstrip(".")
+    module = importlib.import_module(found)
+    inside = [inner.name for inner in pkgutil.iter_modules(vars(module).get("__path__", []))]
+    known = inside if len(rest) > 1 else [name for name, value in vars(module).items() if isinstance(value, type)]
+    near = difflib.get_close_matches(rest[0], known, n=1, cutoff=0.5)
+    return f"did you mean '{found}.{near[0]}'?" if near else f"known in {found}: {', '.join(sorted(known))}"
 
 
 def _name_of(kind: type) -> str:

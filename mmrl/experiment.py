@@ -83,6 +83,14 @@ class Experiment(abc.ABC):
         and with it the reference, has the weights of the folder `start` (of `Policy.save_pretrained`) if one is given.
         """
 
+    def load_policy(self, runtime: Runtime, start: Path | None = None) -> Policy:
+        """The policy alone, as `build` has it: no data and no simulator is needed for it where a domain says how."""
+        return self.build(runtime, start).policy
+
+    def build_to_check(self, runtime: Runtime) -> Parts:
+        """As `build`, for `mmrl check`, which has the time to say more of what does not fit."""
+        return self.build(runtime)
+
     def run_warmup(self, runtime: Runtime, output: Path) -> dict[str, object]:
         """Make the base policy that RL improves and save it to `output`; returns a summary."""
         raise ValueError(f"experiment {self.domain!r} of this config has no warm-up: start from a model")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import yaml
 
-from mmrl.commands import prepared
+from mmrl.config import load
 from mmrl.experiment import Exported
 from mmrl.findings import estimates, findings, shown
 from mmrl.run import RunFolder, find_run
 from mmrl.run_files import read_run
+from mmrl.runtime import Runtime
 from mmrl.yaml_files import ConfigError
 
 
@@ -27,12 +28,14 @@ def export(run: Path, to: Path, which: str | None, merge: bool, dtype: str | Non
         raise ConfigError(f"--to {to} is not empty: name a new folder, or remove what is in it")
     run = find_run(run)
     found = RunFolder(run).checkpoint(which)
-    loaded, _, trainer = prepared(str(run), (), which)
+    experiment = load(str(run / "config.yaml")).experiment
+    policy = experiment.load_policy(Runtime(experiment.runtime, experiment.seed), RunFolder(run).start())
+    policy.load_weights(found / "policy")
     aside = to.with_name(f".{to.name}.exporting")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    written = loaded.experiment.export(trainer.parts.policy, aside, merge, dtype)
-    (aside / "README.md").write_text(model_card(run, found, written, loaded.experiment.base_policy))
+    written = experiment.export(policy, aside, merge, dtype)
+    (aside / "README.md").write_text(model_card(run, found, written, experiment.base_policy))
     if to.exists():
         to.rmdir()
     aside.rename(to)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 HEADS = "heads.safetensors"
@@ -45,6 +47,24 @@ class Perceptron(nn.Module):
 def make_critic(config: CriticConfig | None, features: int, generator: torch.Generator | None) -> Perceptron | None:
     """V of so many features; None where the config wants none."""
     return None if config is None else Perceptron((features, *config.widths, 1), generator)
+
+
+def load_head(head: nn.Module, file: Path, name: str = "") -> bool:
+    """Read `head` back from `file`, where its tensors are under `name`; False where there are none and it stays new: a
+    run goes on from one that had no such head.
+
+    Raises:
+        ValueError: it is there in another shape.
+    """
+    saved = load_file(file) if file.is_file() else {}
+    own = {key.removeprefix(name): tensor for key, tensor in saved.items() if key.startswith(name)}
+    if not own:
+        return False
+    there, wanted = ({key: tuple(t.shape) for key, t in found.items()} for found in (own, head.state_dict()))
+    if there != wanted:
+        raise ValueError(f"{file} holds a {name.rstrip('.') or 'critic'} of the shapes {there}, not {wanted}")
+    head.load_state_dict(own)
+    return True
 
 
 def values_of(critic: Perceptron | None, features: Tensor) -> Tensor | None:

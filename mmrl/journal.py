@@ -17,7 +17,9 @@ SHOWN = {
     "reward": "rollout/reward_mean", "kl": "update/kl", "moved": "update/approx_kl", "entropy": "rollout/entropy",
     "zero": "rollout/zero_spread_groups",
 }  # fmt: skip
-"""Short name in the bar -> metric."""
+"""Short name in the bar -> metric, in order of what matters: what a narrow terminal has no place for is cut off."""
+BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} {remaining} left{postfix}{bar:0}"
+"""`{bar:0}` draws nothing; with it tqdm cuts the line at the width of the terminal."""
 
 
 class Journal:
@@ -30,7 +32,8 @@ class Journal:
         on_disk = folder is not None and runtime.is_main
         self.writer = MetricWriter(folder.path, config.wandb_project, state.step) if on_disk and folder else None
         off = not (config.progress and runtime.is_main)
-        self.bar = tqdm(total=steps, initial=state.step, disable=off, unit="step")
+        self.bar = tqdm(total=steps, initial=state.step, disable=off, unit="step", bar_format=BAR)
+        self.shown = ""
 
     def step(self, state: State, metrics: Mapping[str, float]) -> None:
         """One step of training. The largest parity difference is remembered in `state`."""
@@ -46,8 +49,26 @@ class Journal:
             )
         self.write(state.step, metrics)
         there = {short: metrics[name] for short, name in SHOWN.items() if abs(metrics.get(name, 0.0)) > 1e-9}
-        self.bar.set_postfix({short: f"{value:.3g}" for short, value in there.items()}, refresh=False)
+        self.shown = ", ".join(f"{short}={value:.2g}" for short, value in there.items())
+        self.bar.set_postfix_str(self.shown, refresh=False)
         self.bar.update()
+
+    def evaluating(self) -> None:
+        """An evaluation begins, which may take longer than a step."""
+        self.bar.set_postfix_str("evaluating")
+
+    def evaluated(self, step: int, figures: Mapping[str, Mapping[str, float]], primary: str | None) -> None:
+        """What an evaluation after `step` found: all of it to the files, the `primary` figure to the terminal."""
+        values = {f"eval/{name}": figure["value"] for name, figure in figures.items()}
+        ends = {f"eval/{name}/{end}": figure[end] for name, figure in figures.items() for end in ("low", "high")}
+        self.write(step, values | ends)
+        self.bar.set_postfix_str(self.shown, refresh=False)
+        name = primary or next(iter(figures), "")
+        if name in figures and not self.bar.disable:
+            figure = figures[name]
+            self.bar.write(
+                f"step {step}, held out: {name} {figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line for `step`, on the main process."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,6 +43,14 @@ def find_config(name: str) -> Path:
         return path
     recipe = recipes_folder() / f"{name.removeprefix('configs/').removesuffix('.yaml')}.yaml"
     return recipe if recipe.is_file() else path
+
+
+def nearest(name: str) -> str:
+    """`did you mean 'vision/cls_rl'?` for a config that is not there: of the recipes and the files here; or nothing."""
+    here = [str(path) for path in sorted(Path(name).parent.glob("*.y*ml"))]
+    recipes = [f"{path.parent.name}/{path.stem}" for path in sorted(recipes_folder().glob("*/*.yaml"))]
+    near = difflib.get_close_matches(name, [*here, *recipes], n=1, cutoff=0.7)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def recipe_name(path: Path) -> str:

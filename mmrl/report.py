@@ -19,9 +19,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from mmrl.charts import chart
+from mmrl.charts import always_zero, chart
 from mmrl.checkpoint import write_atomically
 from mmrl.comparison import Comparison
 from mmrl.findings import arms, estimates, findings, shown
@@ -40,14 +40,17 @@ def print_table(summary: Mapping[str, object]) -> None:
     table = Table("metric", "before (95 % interval)", "after (95 % interval)")
     for name in {**before, **after}:
         table.add_row(name, shown(before.get(name)), shown(after.get(name)), style="bold" if name == primary else "")
-    table.add_section()
-    for name, arm in arms(summary).items():
-        table.add_row(f"{primary}: {name}", f"{arm.get('cpu_s') or 0:.0f} CPU s", shown(arm["reached"]))
     spent = " / ".join(str(summary.get(key, "-")) for key in ("cpu_s", "eval_cpu_s", "controls_cpu_s"))
     difference = mapping(summary.get("parity")).get("logprob_diff_max", math.nan)
     costs = f"CPU seconds of training / evaluation / controls: {spent}"
     said = [f"- {sentence}" for sentence in findings(summary)]
-    console.print(table, *said, f"parity {difference:.1e} (limit {PARITY_LIMIT:.0e})", costs, sep="\n")
+    console.print(table)
+    if summary.get("controls"):  # else it would say the same again
+        bought = Table("what the same CPU buys", Column("CPU s", justify="right"), f"{primary} (95 % interval)")
+        for name, arm in arms(summary).items():
+            bought.add_row(name, f"{arm.get('cpu_s') or 0:.0f}", shown(arm["reached"]))
+        console.print(bought)
+    console.print(*said, f"parity {difference:.1e} (limit {PARITY_LIMIT:.0e})", costs, sep="\n")
 
 
 def picture(path: Path) -> str:
@@ -101,7 +104,7 @@ def write_report(
     ]
     target = output or found[0].path / "report.html"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    tools: dict[str, object] = {tool.__name__: tool for tool in (chart, estimates, arms, findings, shown)}
+    tools: dict[str, object] = {tool.__name__: tool for tool in (always_zero, chart, estimates, arms, findings, shown)}
     tools["samples"] = partial(samples, page=target)
     template = page.get_template("report.html.j2")
     text = template.render(runs=found, limit=PARITY_LIMIT, comparison=comparison, **tools)

@@ -67,7 +67,9 @@ class RunFolder:
             raise RunFolderError(f"{self.path} is not the folder of a run: there is no config.yaml in it")
         newest = checkpoint.latest(self.checkpoints)
         if newest is None:
-            raise RunFolderError(f"{self.path} has no checkpoint yet: continue it with `mmrl train --run DIR --resume`")
+            raise RunFolderError(
+                f"{self.path} has no checkpoint yet: continue it with `mmrl train --run {self.path} --resume`"
+            )
         state = json.loads((newest / "state.json").read_text())
         if which is None:
             which = "best" if state.get("keep_best") else "latest"

@@ -176,6 +176,7 @@ class Trainer:
     def _evaluate(self, journal: Journal, between: bool = False) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
         before, step = self._cpu_s(), self.state.step
+        journal.evaluating()
         try:
             own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
@@ -188,13 +189,11 @@ class Trainer:
             self.state.unevaluated = True
             self._rescue()
             raise
-        line = {f"eval/{name}": e["value"] for name, e in found.items()}
-        ends = {f"eval/{name}/{end}": e[end] for name, e in found.items() for end in ("low", "high")}
-        journal.write(step, line | ends)
+        journal.evaluated(step, found, self.parts.primary_metric)
         self.runtime.wait()
         self.state.eval_cpu_s += self._cpu_s() - before
         self.state.eval_after, self.state.unevaluated = found, False
-        return line
+        return {f"eval/{name}": e["value"] for name, e in found.items()}
 
     def _rescue(self, position: Position | None = None) -> None:
         """Save before an error ends the run. Not with other ranks: their positions could not be asked for."""

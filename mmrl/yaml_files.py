@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from mmrl.recipes import nearest
+
 
 class ConfigError(ValueError):
     """A config that cannot be run, with the key, the value and the fix."""
@@ -38,7 +40,7 @@ def read_yaml(path: Path) -> dict[str, object]:
         ConfigError: the file is missing, is not YAML, holds no mapping, or a key twice.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist: `mmrl list` names the recipes")
+        raise ConfigError(f"{path} does not exist: {nearest(str(path))}`mmrl list` names the recipes")
     try:
         found = yaml.load(path.read_text(), Loader=_Unique)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
@@ -51,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 def apply_override(raw: dict[str, object], override: str) -> None:
-    """Put one `dotted.key=value` into the raw config; keys reach through `init_args` by themselves."""
+    """Put one `dotted.key=value` into the raw config; keys reach through `init_args` by themselves, or name it."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override: write key=value, such as train.steps=50")
@@ -59,7 +61,7 @@ def apply_override(raw: dict[str, object], override: str) -> None:
     node: object = raw
     for place, name in enumerate(path):
         component = _child(node, name, ".".join(path[: place + 1]))
-        node = component if (place + 1 == len(path) and last in ("class_path", "init_args")) else _enter(component)
+        node = component if [*path, last][place + 1] in ("class_path", "init_args") else _enter(component)
     try:
         value = yaml.load(text, Loader=_Unique)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:

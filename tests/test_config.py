@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mmrl.advantages import GroupRelative
@@ -52,6 +54,7 @@ def test_values_reach_the_experiment(tmp_path: Path) -> None:
         ("save.every=null", "save.every", None),
         ("train.betas=[0.8, 0.99]", "train.betas", (0.8, 0.99)),
         ("algorithm.surrogate.clip_high=0.3", "algorithm.surrogate.clip_high", 0.3),
+        ("algorithm.surrogate.init_args.clip_high=0.3", "algorithm.surrogate.clip_high", 0.3),  # as the file has it
         ("train.schedule.warmup_steps=3", "train.schedule.warmup_steps", 3),  # the default class, unnamed in the file
         ("seed=7", "seed", 7),
     ],
@@ -100,6 +103,24 @@ def test_argument_of_the_default_class_is_kept_apart(tmp_path: Path) -> None:
     assert found.algorithm.advantage == GroupRelative(normalise=True, eps=0.5)
 
 
+def test_the_surrogate_of_the_docs_runs_from_a_folder_of_ones_own(tmp_path: Path) -> None:
+    code = (
+        (Path(__file__).parent.parent / "docs" / "add-an-algorithm.md")
+        .read_text()
+        .split("```python\n")[1]
+        .split("```")[0]
+    )
+    (tmp_path / "sapo.py").write_text(code)
+    surrogate = loaded(tmp_path, "algorithm.surrogate=sapo.SAPO", "algorithm.surrogate.tau=0.5").algorithm.surrogate
+    assert vars(surrogate) == {"tau": 0.5}
+    logprobs, mask = torch.zeros(1, 2, requires_grad=True), torch.ones(1, 2, dtype=torch.bool)
+    advantages = torch.tensor([[1.0, -2.0]])
+    none = torch.zeros(1, 2)
+    loss, _ = surrogate(logprobs, types.SimpleNamespace(old_logprobs=none, advantages=advantages, mask=mask))  # type: ignore[arg-type]
+    loss.sum().backward()
+    torch.testing.assert_close(logprobs.grad, -advantages)  # at a ratio of 1 it is the policy gradient
+
+
 # ---- what is refused --------------------------------------------------------------------------------------
 
 
@@ -116,6 +137,8 @@ def test_unknown_top_key_gets_a_suggestion(tmp_path: Path) -> None:
         ("train.update.micro_rwos=5", "micro_rows"),
         ("algorithm.surrogate.clip_hihg=0.3", "clip_high"),
         ("rewards.right.wieght=2", "weight"),
+        ("algorithm.surrogate=mmrl.surrogates.PPOClp", "mmrl.surrogates.PPOClip"),
+        ("algorithm.surrogate=mmrl.surogates.PPOClip", "mmrl.surrogates"),
     ],
 )
 def test_unknown_nested_key_gets_a_suggestion(tmp_path: Path, override: str, near: str) -> None:
@@ -182,6 +205,8 @@ def test_what_is_no_config(tmp_path: Path, text: str, words: str) -> None:
 def test_missing_file_names_the_listing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist: `mmrl list` names the recipes"):
         load(str(tmp_path / "none.yaml"))
+    with pytest.raises(ConfigError, match="did you mean 'vision/cls_rl'"):
+        load("vision/cls_rll")
 
 
 def test_missing_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

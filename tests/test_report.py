@@ -141,6 +141,16 @@ def test_page_of_one_run(tmp_path: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_what_is_zero_throughout_is_said_and_not_drawn(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "runs" / "one")
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    zero = [{**line, "update/clip_frac_low": 0.0, "update/approx_kl": 1e-13} for line in lines]
+    (path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in zero))
+    page = Page(write_report([path]))
+    assert page.tags.count("figure") == 8
+    assert "0 at every step: distance to the acting policy, ratio clipped from below." in " ".join(page.text.split())
+
+
 def test_page_is_self_contained(tmp_path: Path) -> None:
     page = Page(write_report([a_run(tmp_path / "runs" / "one")]))
     assert page.addresses
@@ -246,10 +256,12 @@ def test_terminal_table_has_controls_and_sentences(capsys: pytest.CaptureFixture
     text = " ".join(capsys.readouterr().out.split())
     for expected in (
         "0.860 [0.823, 0.891]",
-        "accuracy: sft_continued",
-        "171 CPU s",
+        "what the same CPU buys",
+        "sft_continued │ 171",
         "parity 1.9e-06",
         "171.3 / 31.0 / 690.1",
     ):
         assert expected in text, expected
     assert all(sentence in text for sentence in findings(summary))
+    print_table({**summary, "controls": {}})
+    assert "the same CPU buys" not in capsys.readouterr().out  # nothing is said twice

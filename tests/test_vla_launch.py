@@ -371,6 +371,11 @@ def test_init_and_check(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     for words in ("nan", "zero-spread", "within a prompt", "the prompt's form"):
         assert words not in said, words
     assert not (project / "runs").exists()
+    assert mmrl(["check", "config.yaml", *QUICKLY, "env.control=pd_joint_pos"]) == 2
+    refused = capsys.readouterr().err
+    assert "the policy gives 4 actions and the controller of PushWide-v1 takes 8" in refused
+    assert "they have 4 numbers and pd_joint_pos takes 8" in refused  # what demonstrations say of it
+    assert "pd_ee_delta_pos: 2 of 2" in refused
 
 
 @pytest.mark.timeout(900)

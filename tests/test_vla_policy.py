@@ -199,6 +199,17 @@ def test_weights_come_back_and_lerobot_reads_the_folder(folder: Path, tmp_path: 
     assert all(torch.equal(a, b) for a, b in zip(policy.adapter.policy.parameters(), theirs.parameters(), strict=True))
 
 
+def test_a_critic_may_be_new_to_a_run_and_a_noise_head_may_not(folder: Path, tmp_path: Path) -> None:
+    without, awake = load(folder, critic=None), load(folder, exploration=NOISE)
+    without.save_pretrained(tmp_path)
+    again = load(folder)
+    again.load_weights(tmp_path)
+    fresh = load(folder)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), fresh.parameters(), strict=True))
+    with pytest.raises(ValueError, match="has no noise head"):
+        awake.load_weights(tmp_path)
+
+
 def test_what_does_not_fit_is_refused_with_both_sides(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"policy.path .*nowhere.*there is no such folder"):
         load(tmp_path / "nowhere")

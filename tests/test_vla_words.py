@@ -252,7 +252,8 @@ def test_one_policy_is_cloned_from_two_tasks(tmp_path: Path, capsys: pytest.Capt
     assert mmrl(["warmup", "vla/warmup_words", *words, "--output", str(tmp_path / "out")]) == 0
     told = json.loads((tmp_path / "out" / "warmup.json").read_text())
     assert told["demonstrations"] == 3
-    assert {name: figure["n"] for name, figure in told["eval_official"].items() if "rate" in name} == {
+    assert told["held_out_step"] == "auto"  # and not the task's own
+    assert {name: figure["n"] for name, figure in told["eval_held_out"].items() if "rate" in name} == {
         "success_rate": 4, "success_rate/push": 2, "success_rate/pick": 2,
     }  # fmt: skip
     config = PreTrainedConfig.from_pretrained(tmp_path / "out")

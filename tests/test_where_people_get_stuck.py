@@ -246,6 +246,23 @@ def test_stuck_on_i_extended_the_run_and_was_refused(project, capsys):
     assert main(["train", "--run", "run", "--resume", "rollout.group=4"]) == 1
     assert "mmrl train --from run" in capsys.readouterr().err
     assert main(["train", "--from", "run", "--run", "fork", "rollout.group=4", "logging.progress=false"]) == 0
+    assert "critic" not in capsys.readouterr().out
+
+
+def test_stuck_on_a_critic_that_a_fork_does_not_have_yet(project, capsys):
+    """It is new, and that is said; the fork of a run that has one goes on with it."""
+    learns = [
+        "policy.critic={widths: [4]}", "algorithm.value_loss=mmrl.value_loss.ValueRegression",
+        "algorithm.advantage=mmrl.advantages.GAE",
+    ]  # fmt: skip
+    quietly = ["logging.progress=false", "train.steps=1"]
+    assert main(["train", "config.yaml", "--run", "run", *quietly]) == 0
+    assert main(["train", "--from", "run", "--run", "fork", *learns, *quietly]) == 0
+    assert "critic: new, since run had none" in capsys.readouterr().out
+    assert main(["train", "--from", "fork", "--run", "again", *quietly]) == 0
+    assert "critic: new" not in capsys.readouterr().out
+    assert main(["train", "--from", "fork", "--run", "wider", "policy.critic={widths: [5]}", *quietly]) == 2
+    assert "holds a critic of the shapes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("merge", [False, True])

@@ -115,9 +115,7 @@ class Experiment(TrainingKeys):
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward = WeightedSum(self.rewards)
         split = self.data.split
-        policy = self.load_policy(runtime)
-        if start is not None:
-            policy.load_weights(start)
+        policy = self.load_policy(runtime, start)
         encode = self.encoder(policy)
         encode.check([*split.pool, *self.data.held_out()])
         if self.controls == "all" and not split.demonstrations:
@@ -128,10 +126,12 @@ class Experiment(TrainingKeys):
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
 
-    def load_policy(self, runtime: Runtime) -> VisionPolicy:
-        """The policy that training starts from."""
+    def load_policy(self, runtime: Runtime, start: Path | None = None) -> VisionPolicy:
         found = replace(self.policy, model=existing_asset(self.policy.model))
-        return VisionPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+        policy = VisionPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+        if start is not None:
+            policy.load_weights(start)
+        return policy
 
     def encoder(self, policy: VisionPolicy, style: Prompt | None = None) -> Encoder:
         """Examples to prompts of this model."""

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
-from mmrl.heads import HEADS, CriticConfig, make_critic, values_of
+from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
@@ -268,10 +268,8 @@ class VisionPolicy(Policy):
         self.processor.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:
-        if (
-            self.critic is not None and (folder / HEADS).is_file()
-        ):  # not in a run without one, from which this is forked
-            load_model(self.critic, folder / HEADS)
+        if self.critic is not None:
+            load_head(self.critic, folder / HEADS)
         if isinstance(self.model, PeftModel):
             set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"))
             return

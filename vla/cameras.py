@@ -14,9 +14,16 @@ from torch import Tensor
 
 PAGE = Path("check.html")
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:60rem;padding:0 1rem;color-scheme:light dark}"
+    ":root{color-scheme:light dark}"
+    "body{font:16px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:60rem;padding:0 1rem}"
+    ".pair{display:grid;grid-template-columns:repeat(2,minmax(0,20rem));gap:1rem;margin-bottom:1rem}figure{margin:0}"
+    "img{width:100%;image-rendering:pixelated;display:block}figcaption{font-size:.85rem;overflow-wrap:anywhere}"
 )
-STYLE += "figure{display:inline-block;margin:0 1rem 1rem 0}img{width:256px;image-rendering:pixelated;display:block}"
+HEAD = (
+    "<!doctype html><html lang=en><meta charset=utf-8>"
+    "<meta name=viewport content='width=device-width, initial-scale=1'>"
+    f"<title>mmrl check</title><style>{STYLE}</style>"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def camera_line(compared: Sequence[Compared], target: Path = PAGE) -> str:
 
 def write_page(compared: Sequence[Compared], target: Path) -> None:
     """One self-contained page."""
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>mmrl check</title><style>{STYLE}</style>"]
+    parts = [HEAD]
     parts.append("<h1>Data set | simulator</h1><p>The first frame of a demonstration, and what the simulator's camera ")
     parts.append("sees at the same initial state: same place, direction and opening angle? same colours and light?</p>")
     for one in compared:
@@ -70,11 +77,12 @@ def write_page(compared: Sequence[Compared], target: Path) -> None:
                 (f"data set: {recorded}", one.recorded[recorded]),
                 (f"simulator: {simulated}", one.simulated[simulated]),
             )
-            for label, picture in shots:
-                parts.append(
-                    f"<figure><img alt='' src='{_uri(picture)}'><figcaption>{html.escape(label)}</figcaption></figure>"
-                )
-            parts.append("<br>")
+            figures = [
+                f"<figure><img alt='' src='{_uri(picture)}'><figcaption>{html.escape(label)}, {picture.shape[2]} x "
+                f"{picture.shape[1]} pixels</figcaption></figure>"
+                for label, picture in shots
+            ]
+            parts.append(f"<div class=pair>{''.join(figures)}</div>")
     target.write_text("".join(parts))
 
 

@@ -21,7 +21,7 @@ from vla.collector import EpisodeCollector, RewardConfig, RolloutConfig
 from vla.demonstrations import DemonstrationsConfig
 from vla.evaluation import EpisodeEvaluator, HeldOutConfig
 from vla.exploration import FlowSDE
-from vla.mapping import Observe
+from vla.mapping import ActionsError, Observe
 from vla.policy import PolicyConfig, RobotPolicy
 from vla.recording import RecordConfig
 from vla.sim.base import SimulationConfig, TaskConfig
@@ -98,9 +98,7 @@ class Experiment(TrainingKeys):
         return each(self.env)
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
-        policy = self.load_policy(runtime)
-        if start is not None:
-            policy.load_weights(start)
+        policy = self.load_policy(runtime, start)
         tasks = self.tasks
         simulation = replace(self.simulation, copies=self.rollout.copies(len(tasks)))
         simulator = simulate(tasks, simulation)
@@ -114,10 +112,18 @@ class Experiment(TrainingKeys):
         reference = policy.reference() if self.algorithm.needs_reference else None
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="success_rate")
 
-    def load_policy(self, runtime: Runtime) -> RobotPolicy:
-        """The policy that training starts from."""
+    def load_policy(self, runtime: Runtime, start: Path | None = None) -> RobotPolicy:
         found = replace(self.policy, path=existing_asset(self.policy.path))
-        return RobotPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+        policy = RobotPolicy.load(found, runtime.fresh_generator("heads", shared=True))
+        if start is not None:
+            policy.load_weights(start)
+        return policy
+
+    def build_to_check(self, runtime: Runtime) -> Parts:
+        try:
+            return self.build(runtime)
+        except ActionsError as error:  # demonstrations say which controller would fit
+            raise ValueError(f"{error}; replay: {trial.again(self, runtime)['replay']}") from error
 
     def run_rollout(self, runtime: Runtime, output: Path) -> dict[str, object]:
         launch.refuse_existing(self.record, output)
@@ -135,7 +141,7 @@ class Experiment(TrainingKeys):
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         assert isinstance(policy, RobotPolicy)
         if dtype is not None:
-            raise ValueError("--dtype is of experiment vision alone: lerobot saves float32")
+            raise ValueError("--dtype is left out here: lerobot saves float32")
         policy.adapter.export(folder)
         own = type(policy.adapter.policy).__module__.startswith("vla.")
         imports = "import vla.embedded  # registers the small policy with lerobot\n" if own else ""
@@ -191,4 +197,5 @@ class Warmup(MakingKeys):
             "demonstrations": frames.episodes, "frames": len(frames.states), "loss": round(loss, 4),
             "parameters": sum(p.numel() for p in policy.adapter.parameters()), "cpu_s": round(spent, 1),
         }  # fmt: skip
-        return {**told, "eval_official": {name: dataclasses.asdict(e) for name, e in found.items()}}
+        evaluation = {name: dataclasses.asdict(e) for name, e in found.items()}
+        return {**told, "held_out_step": self.held_out.step, "eval_held_out": evaluation}

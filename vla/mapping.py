@@ -41,6 +41,10 @@ Observe = dict[str, Source | None]
 matched as if there were no `observe`."""
 
 
+class ActionsError(ValueError):
+    """A policy and a controller that have not the same number of actions."""
+
+
 @dataclass(frozen=True)
 class Told:
     """What a simulator tells: the tasks' names, cameras, the numbers of a state and its named parts."""
@@ -121,11 +125,11 @@ def read_by(features: Mapping[str, PolicyFeature]) -> dict[str, PolicyFeature]:
 
 def check_actions(action_size: int, simulator: Simulator) -> None:
     """Raises:
-    ValueError: the policy and the controller have not the same number of actions.
+    ActionsError: the policy and the controller have not the same number of actions.
     """
     if action_size != simulator.action_size:
         task = max(simulator.tasks, key=lambda task: task.action_size)
-        raise ValueError(
+        raise ActionsError(
             f"the policy gives {action_size} actions and the controller of {task.id} takes {task.action_size}: "
             "set env.control to the one that it was trained with"
         )

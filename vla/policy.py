@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from mmrl.gaussian import Reduction
-from mmrl.heads import HEADS, Perceptron
+from mmrl.heads import HEADS, Perceptron, load_head
 from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
@@ -199,7 +199,12 @@ class RobotPolicy(Policy):
 
     def load_weights(self, folder: Path) -> None:
         self.adapter.load_weights(folder)
-        load_model(self.heads, folder / HEADS)
+        for name, head in self.heads.items():
+            if not load_head(head, folder / HEADS, f"{name}.") and name == "noise":
+                raise ValueError(
+                    f"{folder} has no noise head, and policy.exploration learns one: go on from a run that has one, or "
+                    "from its export (`mmrl export`, then policy.path)"
+                )
 
     def reference(self) -> RobotPolicy:
         """A frozen copy: what a KL penalty keeps close to."""

@@ -32,9 +32,7 @@ class JSONL(Source):
     def examples(self) -> Sequence[Example]:
         file = Path(self.path)
         if not file.is_file():
-            raise FileNotFoundError(
-                f"data.source.path {self.path!r} is not there: give a file of one JSON object a line"
-            )
+            raise FileNotFoundError(f"the data {self.path!r} is not there: give a file of one JSON object a line")
         found, refused = [], []
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
             if not line.strip():
@@ -48,7 +46,10 @@ class JSONL(Source):
             of = len(refused) + len(found)
             said = f"{self.path}: {len(refused)} of {of} rows are refused: {', '.join(refused[:10])}{more}"
             if not (self.skip_bad and found):
-                raise ValueError(f"{said}; mend them, or set data.source.skip_bad=true to go on without them")
+                raise ValueError(
+                    f"{said}; mend them, or name {{class_path: vision.data.JSONL}} in place of the path, with "
+                    "skip_bad=true, to go on without them"
+                )
             print(said)
         return found
 

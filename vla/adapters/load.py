@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ def load(path: str, device: str, denoise_steps: int | None, execute: int | None)
     """
     try:
         config = _config(path, device)
-        policy = get_policy_class(config.type).from_pretrained(path, config=config)
+        with contextlib.redirect_stdout(io.StringIO()):  # what it says in passing is checked below
+            policy = get_policy_class(config.type).from_pretrained(path, config=config)
         overrides: dict[str, dict[str, str]] = {"device_processor": {"device": device}}
         tokenizer = files.tokenizer_of(path)
         if tokenizer is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from vla.sim import rendering
 from vla.sim.base import SimulationConfig, Simulator, TaskConfig
 
@@ -20,8 +22,9 @@ def start(tasks: Sequence[TaskConfig], config: SimulationConfig) -> Simulator:
     simulator = _simulator(tasks, config)
     fast = sum(task.fast for task in simulator.tasks)
     driver = f"pictures by {rendering.active()}" if config.draws else "states, which need no Vulkan"
-    told = f"{len(simulator)} environments of {len(tasks)} tasks ({fast} by the fast path) on {config.backend}"
-    print(f"simulation: {told}; {driver}")
+    count = f"{len(tasks)} task{'s' * (len(tasks) > 1)}"
+    told = f"{len(simulator)} environments of {count} ({fast} by the fast path) on {config.backend}"
+    tqdm.write(f"simulation: {told}; {driver}")  # a bar may stand on this line
     return simulator
 
 
