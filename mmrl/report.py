@@ -71,6 +71,12 @@ def video(path: Path, page: Path) -> dict[str, str]:
     return {"uri": f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"}
 
 
+def _drawn(folder: Path, row: Mapping[str, Any]) -> list[str]:
+    """The pictures that a row names, as far as they are there."""
+    found = [folder / Path(name).name for name in row.get("images", ())]  # never out of the folder
+    return [picture(path) for path in found if path.is_file()]
+
+
 def samples(run: Run, page: Path | None = None) -> list[dict[str, Any]]:
     """The samples of the newest step (`now`), each with the same one at the first step (`start`). `page` is the file
     that they will stand in, by default the run's own report."""
@@ -78,11 +84,11 @@ def samples(run: Run, page: Path | None = None) -> list[dict[str, Any]]:
     files, pairs = sorted(run.path.glob("samples/step_*/samples.json")), dict[str, dict[str, Any]]()
     for when, file in zip(("now", "start"), files[-1:] + files[:1], strict=False):
         for row in json.loads(file.read_text(errors="replace")):
-            found = [file.parent / Path(name).name for name in row.get("images", ())]  # never out of the folder
-            shots = [picture(path) for path in found if path.is_file()]
+            shots = _drawn(file.parent, row)
             films = [file.parent / Path(name).name for name in row.get("videos", ())]
             clips = [video(path, page) for path in films if path.is_file()]
-            seen = {"pictures": shots, "clips": clips, "step": int(file.parent.name[5:])}
+            turns = [{**turn, "pictures": _drawn(file.parent, turn)} for turn in row.get("turns", ())]
+            seen = {"turns": turns, "pictures": shots, "clips": clips, "step": int(file.parent.name[5:])}
             pairs.setdefault(row["id"], {})[when] = {**row, **seen}
     return [{"start": None, **pair} for pair in pairs.values() if "now" in pair]
 

@@ -171,6 +171,24 @@ def test_pictures_stay_inside_the_samples_folder(tmp_path: Path) -> None:
     assert all(len(pair["now"]["pictures"]) == 1 for pair in samples(run))
 
 
+def test_what_a_tool_showed_after_each_turn_is_shown(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "runs" / "one")
+    file = sorted(path.glob("samples/step_*/samples.json"))[-1]
+    rows = json.loads(file.read_text())
+    outside = tmp_path / "outside.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    Image.new("RGB", (8, 8), "red").save(file.parent / "turn.png")
+    rows[0]["turns"] = [
+        {"text": "<b>first</b>", "reply": "bar 2 too low.", "images": ["turn.png"]},
+        {"text": "second", "reply": "same.", "images": [f"../../../../{outside.name}"]},
+    ]
+    file.write_text(json.dumps(rows))
+    page = Page(write_report([path]))
+    assert "bar 2 too low." in page.text
+    assert "&lt;b&gt;first&lt;/b&gt;" in page.source
+    assert page.source.count("what turn") == 1  # the picture from elsewhere is not shown
+
+
 def test_samples_are_paired_by_id(tmp_path: Path) -> None:
     path = a_run(tmp_path / "runs" / "one")
     pairs = samples(read_run(path))
