@@ -28,7 +28,8 @@ from rewards.render import (
 from rewards.render.elements import chart_of
 from rewards.render.judged import GAP, JudgedVision, side_by_side
 from rewards.render.programs import program_of
-from tests.fake_judge import FakeJudge, serving
+from rewards.render.teacher import Teacher
+from tests.fake_judge import FakeJudge, brightness, serving
 from tests.rendering import need_bubblewrap
 from vision.data.base import Example
 from vision.data.charts import drawn
@@ -285,3 +286,22 @@ def test_elements_are_counted_and_nothing_is_run(tmp_path: Path) -> None:
     assert AllElements()(pies).values.tolist() == [1.0]  # the same picture
     with pytest.raises(ValueError, match="no chart"):
         ElementAccuracy()(Samples(["x"], {"answer": ["three"]}))
+
+
+def test_a_teacher_is_shown_both_pictures_and_its_words_reach_the_policy(monkeypatch, tmp_path) -> None:
+    black, white = (np.full((8, 8, 3), shade, np.uint8) for shade in (0, 255))
+
+    def says(request) -> str:
+        return f"from {brightness(request.pictures[1])}\nto {brightness(request.pictures[0])}. " + "x" * 500
+
+    with serving(FakeJudge(answer=says, script=[lambda: (503, "busy")])) as fake:
+        monkeypatch.setenv("TEACHER_URL", fake.url)
+        teacher = Teacher("TEACHER_URL", "tiny-vlm", most_letters=60, pause_s=0.01, cache=str(tmp_path))
+        told = teacher.of_all([black, white, black], [white, black, white])
+        assert [one[:13] for one in told] == ["from 0 to 255", "from 255 to 0", "from 0 to 255"]
+        assert {len(one) for one in told} == {60}
+        assert teacher(black, white) == told[0]
+        assert len(fake.asked) == 3  # two pairs, one of them twice: the first call failed
+    monkeypatch.delenv("TEACHER_URL")
+    with pytest.raises(ValueError, match="TEACHER_URL is not set"):
+        Teacher("TEACHER_URL", "tiny-vlm")

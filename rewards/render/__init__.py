@@ -11,6 +11,7 @@ from rewards.render.markup import MarkupAccuracy
 from rewards.render.pages import Pages
 from rewards.render.sandbox import SandboxError
 from rewards.render.svg import Svg
+from rewards.render.teacher import Teacher
 from rewards.render.terms import Drawn, Format, Tools, Vision
 from rewards.render.within import Within
 
@@ -33,6 +34,7 @@ __all__ = [
     "Renderer",
     "SandboxError",
     "Svg",
+    "Teacher",
     "Tools",
     "Vision",
     "Within",

@@ -30,6 +30,10 @@ class Differ(abc.ABC):
     def __call__(self, picture: Picture, reference: Picture) -> str:
         """What is to change in `picture` (Y, X, 3) for it to become `reference` (Y', X', 3)."""
 
+    def of_all(self, pictures: Sequence[Picture], references: Sequence[Picture]) -> list[str]:
+        """The same of several pictures."""
+        return [self(picture, reference) for picture, reference in zip(pictures, references, strict=True)]
+
 
 @dataclass(frozen=True)
 class Differences(Differ):
