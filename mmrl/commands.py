@@ -146,8 +146,9 @@ def rollout(config: str, overrides: Sequence[str], output: Path) -> dict[str, ob
 
 
 def inspect(target: str, row: int) -> str:
-    """One trajectory of a fresh rollout as a table: recorded and re-scored log-prob, reward, credit."""
-    _, runtime, trainer = prepared(target, ())
+    """One trajectory of a fresh rollout as a table: recorded and re-scored log-prob, reward, credit, and what
+    the domain says of each decision."""
+    loaded, runtime, trainer = prepared(target, ())
     parts = trainer.parts
     with acting(parts.policy):
         found = parts.collector.collect(parts.policy, runtime.generator("collect"))
@@ -162,11 +163,11 @@ def inspect(target: str, row: int) -> str:
         f"trajectory {row} of {len(found)}, group {int(found.group_ids[row])}, reward {float(found.returns()[row]):.3f}"
     ]
     lines.append(f"{'t':>4} {'logprob':>10} {'re-scored':>10} {'reward':>8} {'advantage':>10} mask")
+    said = loaded.experiment.told(parts, found, row) or [""] * found.logprobs.shape[1]
     for t in range(int(found.alive[row].sum())):
-        numbers = (found.logprobs[row, t], again[row, t], found.rewards[row, t], credit[row, t])
-        lines.append(
-            "{:>4} {:>10.4f} {:>10.4f} {:>8.3f} {:>10.4f} {}".format(t, *map(float, numbers), bool(found.mask[row, t]))
-        )
+        old, new, reward, worth = (float(n[row, t]) for n in (found.logprobs, again, found.rewards, credit))
+        numbers = f"{t:>4} {old:>10.4f} {new:>10.4f} {reward:>8.3f} {worth:>10.4f} {bool(found.mask[row, t])!s:<5}"
+        lines.append(f"{numbers} {said[t]}".rstrip())
     return "\n".join(lines)
 
 

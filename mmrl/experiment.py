@@ -114,6 +114,10 @@ class Experiment(abc.ABC):
         """A rollout for `mmrl check`, with everything about it that the core cannot know."""
         raise ValueError(f"experiment {self.domain!r} has no `try_out`, which `mmrl check` needs")
 
+    def told(self, parts: Parts, rollout: Rollout, row: int) -> Sequence[str]:
+        """What each living decision of a trajectory was, for `mmrl inspect`; empty where numbers say it all."""
+        return ()
+
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         """Write `policy` so that other tools load it; `merge` puts an adapter into the weights.
 

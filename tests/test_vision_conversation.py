@@ -140,7 +140,7 @@ def test_decisions_are_what_the_policy_wrote_and_nothing_else(qwen):
                 tokens = turns.completions[n, : int(lengths[n])].tolist()
                 kept = [token for token in tokens if token not in policy.eos_ids]
                 assert tokenizer.decode(kept) in conversation.turns
-        assert int(held.alive[row].sum()) == told
+        assert int(held.alive[row].sum()) == told == len(held.transitions.written(row))
 
 
 def test_a_later_turn_follows_the_very_tokens_that_were_written(qwen):

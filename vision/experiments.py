@@ -16,7 +16,7 @@ from mmrl.recipes import existing_asset, find_asset
 from mmrl.runtime import Runtime
 from mmrl.settings import EvaluateConfig
 from mmrl.trainer import Trainer
-from mmrl.types import Policy
+from mmrl.types import Policy, Rollout
 from rewards.compose import Part, WeightedSum
 from vision import example, handover, trial
 from vision.collector import AnswerCollector, RolloutConfig
@@ -29,6 +29,7 @@ from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
 from vision.tools import Tool
+from vision.transitions import Conversations, TokenTransitions
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model
 
 
@@ -205,6 +206,12 @@ class Experiment(TrainingKeys):
 
     def try_out(self, runtime: Runtime, parts: Parts) -> Trial:
         return trial.try_out(self, runtime, parts)
+
+    def told(self, parts: Parts, rollout: Rollout, row: int) -> list[str]:
+        assert isinstance(parts.policy, VisionPolicy)
+        assert isinstance(rollout.transitions, TokenTransitions | Conversations)
+        decode = parts.policy.processor.tokenizer.decode
+        return [repr(decode([token])) for token in rollout.transitions.written(row)]
 
     def export(self, policy: Policy, folder: Path, merge: bool, dtype: str | None) -> Exported:
         return handover.write(policy, self.policy.model, folder, merge, dtype)

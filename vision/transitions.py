@@ -61,6 +61,10 @@ class TokenTransitions(Transitions):
     def __len__(self) -> int:
         return len(self.completions)
 
+    def written(self, row: int) -> list[int]:
+        """The tokens of one completion, with its padding."""
+        return [int(token) for token in self.completions[row]]
+
 
 @dataclass(frozen=True)
 class Conversations(Transitions):
@@ -98,6 +102,14 @@ class Conversations(Transitions):
 
     def __len__(self) -> int:
         return self.size
+
+    def written(self, row: int) -> list[int]:
+        """The tokens of one conversation, one turn after the other."""
+        found: list[int] = []
+        for turn, rows, lengths in zip(self.turns, self.row, self.length, strict=True):
+            for place in (rows == row).nonzero().flatten().tolist():
+                found += turn.written(place)[: int(lengths[place])]
+        return found
 
     def spread(self, found: Sequence[Tensor], width: int) -> Tensor:
         """What was found for the tokens of each turn (K of (n, C)), where its decisions stand: (B, width), else 0."""
