@@ -331,6 +331,52 @@ def thesis(found: dict) -> str:
     return "\n".join([*rows, "", text])
 
 
+def rrvf(found: dict) -> str:
+    """What render-and-compare adds to a start, in one turn and two, beside supervised learning."""
+    told = {"accuracy": "elements right", "exact": "whole program right", "drawn": "draws", "alike": "alike, 0..1"}
+    shuffled = "elements right about another picture"
+    text = []
+    if "charts" in found:
+        arms = found["charts"]
+        rows = [
+            f"| charts, {arms['one_turn']['held_out']} held out | {' | '.join(told.values())} | {shuffled} | trained tokens | CPU s |",
+            "|---|" + "---|" * (len(told) + 3),
+        ]
+
+        def row(name: str, figures: dict, tokens: str, cpu: dict | None) -> None:
+            numbers = [pm(figures[key]) for key in (*told, "accuracy_image_shuffled")]
+            rows.append(f"| {name} | {' | '.join(numbers)} | {tokens} | {f'{cpu["mean"]:.0f}' if cpu else '-'} |")
+
+        def tokens(arm: dict) -> str:
+            return f"{sum(arm['trained_tokens']) / len(arm['trained_tokens']):,.0f}"
+
+        one, two = arms["one_turn"], arms["two_turns"]
+        row("start, one turn", one["before"], "-", None)
+        row("RL, one turn", one["after"], tokens(one), one["cpu_s"])
+        row("supervised, the same 40 pairs and CPU", one["sft_continued"]["after"], "-", one["sft_continued"]["cpu_s"])
+        row("supervised, all programs (ceiling)", one["sft_all_labels"]["after"], "-", one["sft_all_labels"]["cpu_s"])
+        row("start, two turns", two["before"], "-", None)
+        row("RL, two turns", two["after"], tokens(two), two["cpu_s"])
+        parity = max(one["logprob_diff_max"], two["logprob_diff_max"])
+        text += [
+            "\n".join(rows),
+            f"{len(one['seeds'])} seeds, mean ± deviation (`python -m benchmarks.rrvf charts`); CPU seconds with the "
+            f"renderers'; largest log-prob difference {parity:.0e}.",
+        ]
+    for task in ("pages", "emoji"):
+        if task in found:
+            run = found[task]
+            numbers = ", ".join(
+                f"{told[key]} {run['before'][key]['mean']:.3f} -> {run['after'][key]['mean']:.3f}"
+                for key in ("accuracy", "drawn", "alike")
+            )
+            text.append(
+                f"{task}, one seed, {run['steps']} steps, {run['cpu_s']['mean']:.0f} CPU s, {run['held_out']} held out: {numbers} "
+                f"(`python -m benchmarks.rrvf {task}`)."
+            )
+    return "\n\n".join(text)
+
+
 def structure(found: dict) -> str:
     """Before and after, of the house."""
     commits = found["commits"]
@@ -388,8 +434,9 @@ def main() -> None:
         ("samplers", "diffusion_vs_trl", samplers),
         ("thesis", "thesis", thesis),
         ("structure", "structure", structure),
+        ("rrvf", "rrvf", rrvf),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:
