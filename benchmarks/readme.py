@@ -353,8 +353,8 @@ def rrvf(found: dict) -> str:
         one, two = arms["one_turn"], arms["two_turns"]
         row("start, one turn", one["before"], "-", None)
         row("RL, one turn", one["after"], tokens(one), one["cpu_s"])
-        row("supervised, the same 40 pairs and CPU", one["sft_continued"]["after"], "-", one["sft_continued"]["cpu_s"])
-        row("supervised, all programs (ceiling)", one["sft_all_labels"]["after"], "-", one["sft_all_labels"]["cpu_s"])
+        other = arms["supervised"]
+        row("supervised, the same 40 pairs and CPU", other["after"], "-", other["cpu_s"])
         row("start, two turns", two["before"], "-", None)
         row("RL, two turns", two["after"], tokens(two), two["cpu_s"])
         parity = max(one["logprob_diff_max"], two["logprob_diff_max"])

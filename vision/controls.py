@@ -72,12 +72,14 @@ class Arm:
 
 
 def run_arms(arms: list[Arm], workers: int) -> dict[str, object]:
-    """Every arm; per control the one that was best on dev, with what else was tried."""
+    """Every arm; of each control that has any, the one that was best on dev, with what else was tried."""
     with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
         results = list(pool.map(Arm.run, arms))
     found: dict[str, object] = {}
     for name, all_labels in (("sft_continued", False), ("sft_all_labels", True)):
         mine = [result for arm, result in zip(arms, results, strict=True) if arm.all_labels == all_labels]
+        if not mine:
+            continue
         best = max(mine, key=lambda result: float(str(result["dev_accuracy"])))
         tried = [{"lr": r["lr"], "dev_accuracy": r["dev_accuracy"]} for r in mine]
         found[name] = {**best, "tried": tried}
