@@ -22,6 +22,7 @@ from rewards.render import (
     Rendered,
     Renderer,
     Tools,
+    ValueAccuracy,
     Vision,
     Within,
 )
@@ -281,6 +282,7 @@ def test_elements_are_counted_and_nothing_is_run(tmp_path: Path) -> None:
     right = [1.0, 4 / 5, 0.0, 1.0, 0.0, 4 / 5, 5 / 6]
     assert ElementAccuracy()(samples).values.tolist() == pytest.approx(right)
     assert AllElements()(samples).values.tolist() == [1, 0, 0, 1, 0, 0, 0]
+    assert ValueAccuracy()(samples).values.tolist() == pytest.approx([1, 2 / 3, 0, 1, 0, 2 / 3, 3 / 4])
     assert not trap.exists()
     pies = Samples(["plt.pie([10,6,4])"], {"answer": ["plt.pie([5,3,2])"]})
     assert AllElements()(pies).values.tolist() == [1.0]  # the same picture

@@ -5,7 +5,7 @@ from rewards.render.alike import Alike, Baseline
 from rewards.render.base import Limits, PooledRenderer, Rendered, Renderer
 from rewards.render.charts import Charts
 from rewards.render.differ import Differ, Differences
-from rewards.render.elements import AllElements, ElementAccuracy
+from rewards.render.elements import AllElements, ElementAccuracy, ValueAccuracy
 from rewards.render.inside.frames import Failure
 from rewards.render.markup import MarkupAccuracy
 from rewards.render.pages import Pages
@@ -36,6 +36,7 @@ __all__ = [
     "Svg",
     "Teacher",
     "Tools",
+    "ValueAccuracy",
     "Vision",
     "Within",
 ]

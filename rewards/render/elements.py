@@ -96,15 +96,33 @@ class AllElements(RewardFunction):
         return _scores([float(right == of) for right, of in _compared(samples)])
 
 
+@dataclass(frozen=True)
+class ValueAccuracy(RewardFunction):
+    """The share of the values of a chart's program that are right, in their places: what has to be measured by eye."""
+
+    def __call__(self, samples: Samples) -> Scores:
+        found = []
+        for ours, gold in _pairs(samples):
+            values = ours.values if ours is not None and ours.kind == gold.kind else ()
+            right = sum(abs(a - b) < 1e-6 for a, b in zip(values, gold.values, strict=False))
+            found.append(right / max(len(values), len(gold.values)))
+        return _scores(found)
+
+
 def _compared(samples: Samples) -> list[tuple[int, int]]:
+    return [right_elements(ours, gold) for ours, gold in _pairs(samples)]
+
+
+def _pairs(samples: Samples) -> list[tuple[Chart | None, Chart]]:
+    """What was written, and what was to be, of each sample."""
     if "answer" not in samples.columns:
         raise ValueError(f"elements are compared with the column 'answer', and the data has {sorted(samples.columns)}")
-    pairs = []
+    pairs: list[tuple[Chart | None, Chart]] = []
     for said, answer in zip(samples.outputs, samples.columns["answer"], strict=True):
         gold = chart_of(str(answer))
         if gold is None:
             raise ValueError(f"the answer {str(answer)[:80]!r} is no chart whose elements can be compared")
-        pairs.append(right_elements(chart_of(program_of(str(said))), gold))
+        pairs.append((chart_of(program_of(str(said))), gold))
     return pairs
 
 
