@@ -24,7 +24,7 @@ from vision.experiments import Experiment
 
 ROOT = Path("runs/benchmark_rrvf")
 SEEDS = (0, 1, 2)
-STEPS = 120
+STEPS = 100
 LR = "train.lr=3e-4"
 ARMS = {
     "one_turn": [f"train.steps={STEPS}"],
