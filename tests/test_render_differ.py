@@ -125,3 +125,13 @@ def test_hostile_pictures_take_no_long_time() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="Differences.most is 0"):
         Differences(most=0)
+
+
+def test_tall_bars_are_not_taken_for_the_background() -> None:
+    tall, other = (np.full((32, 32, 3), 255, np.uint8) for _ in range(2))
+    for picture, heights in ((tall, (30, 30, 28)), (other, (30, 22, 28))):
+        for place, height in enumerate(heights):
+            picture[32 - height :, 1 + 10 * place : 10 + 10 * place] = (255, 0, 0)
+    assert (tall == [255, 0, 0]).all(-1).mean() > 0.5
+    assert Differences()(other, tall) == "bar 2 too low."
+    assert Differences()(tall, other) == "bar 2 too high."

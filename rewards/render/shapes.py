@@ -91,12 +91,16 @@ def shape_of(picture: Picture) -> Shape:
 def plain_colours(picture: Picture) -> tuple[NDArray[np.int64], list[NDArray[np.uint8]]]:
     """Which of the plain colours each pixel has (Y, X), -1 for none, and these colours, the largest first.
 
-    The background is the most frequent colour, and greys count only where there is no other colour. At the edge to the
+    The background is the colour of three corners, where there is one, and else the most frequent: tall bars have more
+    pixels than what is behind them. Greys count only where there is no other colour. At the edge to the
     background a pixel has a colour that covers half of it; between two others it has none.
     """
     flat = picture.reshape(-1, 3)
-    codes, counts = np.unique(flat.astype(np.int64) @ (1 << 16, 1 << 8, 1), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
+    coded = picture.astype(np.int64) @ (1 << 16, 1 << 8, 1)
+    codes, counts = np.unique(coded, return_counts=True)
+    corner, times = np.unique(coded[[0, 0, -1, -1], [0, -1, 0, -1]], return_counts=True)
+    ground_first = (codes == corner[times.argmax()]) & (times.max() >= 3)
+    order = np.lexsort((-counts, ~ground_first))
     codes, counts = codes[order], counts[order]
     values = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
     drawn = np.abs(values - values[0]).sum(1) > NEAR
