@@ -24,13 +24,13 @@ from vision.experiments import Experiment
 
 ROOT = Path("runs/benchmark_rrvf")
 SEEDS = (0, 1, 2)
-STEPS = 100
+STEPS = 80
 LR = "train.lr=3e-4"
 ARMS = {
     "one_turn": [f"train.steps={STEPS}"],
     "two_turns": [f"train.steps={STEPS // 2}", "rollout.turns=2", "rewards.tools.use.cap=2"],
 }
-SHORT = 60
+SHORT = 30
 """Steps of pages and emoji."""
 QUIET = ["logging.progress=false", "save.every=100"]
 
