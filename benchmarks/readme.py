@@ -268,6 +268,16 @@ def pickcube(found: dict) -> str:
     )
 
 
+def pickcube_noise(found: dict) -> str:
+    """Success of the cloned policy under the exploration's noise alone."""
+    if "noise" not in found:
+        return "Not measured yet."
+    levels = found["noise"]
+    rows = ["| standard deviation | " + " | ".join(levels) + " |", "|---|" + "---|" * len(levels)]
+    rows.append("| success | " + " | ".join(f"{value:.3f}" for value in levels.values()) + " |")
+    return "\n".join([*rows, "", "200 episodes each, no training (`python -m benchmarks.vla_pickcube noise`)."])
+
+
 def ddpo_trl(found: dict) -> str:
     wide = RESULTS / "diffusion_vs_trl_wide.json"
     shapes = [(found, "SD 1.5's topology at 8 x 8")]
@@ -430,6 +440,7 @@ def main() -> None:
         ("pushcube", "vla", pushcube),
         ("words", "vla_words", words),
         ("pickcube", "vla_pickcube", pickcube),
+        ("pickcube_noise", "vla_pickcube", pickcube_noise),
         ("ddpo_trl", "diffusion_vs_trl", ddpo_trl),
         ("samplers", "diffusion_vs_trl", samplers),
         ("thesis", "thesis", thesis),
