@@ -20,7 +20,7 @@ from rewards.render.inside.frames import LENGTH, Answer, BadFrame, Failure, fram
 from rewards.render.sandbox import SandboxError
 from rewards.render.usage import usage_of
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """How long a worker may take until it is ready, on a busy machine."""
 TICK_SECONDS = 0.05
 """How often the memory of workers that need it is looked at."""
