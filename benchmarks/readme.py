@@ -235,7 +235,7 @@ def pushcube(found: dict) -> str:
             *rows,
             "",
             f"Success rates, mean ± deviation over {len(found['flow_noise']['seeds'])} seeds from one policy cloned from 4 demonstrations "
-            f"(`python -m benchmarks.vla`); largest log-prob difference {parity:.0e}.",
+            f"(`python -m benchmarks.vla`); largest log-prob difference {parity:.1e}.",
         ]
     )
 
