@@ -24,7 +24,7 @@ from vision.encoding import Encoder
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prefix import NoPlainCache, Prefilled
 from vision.prompts import Direct, Think
-from vision.sampling import draw, pick, texts
+from vision.sampling import decoded, draw, pick, written
 from vision.transitions import TokenTransitions
 
 DIGITS = Digits().examples()
@@ -274,7 +274,7 @@ def test_end_of_sequence_ends_a_row_and_counts(qwen):
     assert torch.isin(tokens[ended], torch.tensor(policy.eos_ids)).all()
     assert not drawn.truncated[ended].any()
     assert drawn.truncated[~torch.isin(tokens, torch.tensor(policy.eos_ids))].all()
-    assert not any("<|im_end|>" in text for text in texts(policy, drawn.transitions.completions))
+    assert not any("<|im_end|>" in text for text in decoded(policy, written(policy, drawn.transitions.completions)))
 
 
 def test_pick_follows_the_distribution_and_never_takes_the_impossible():

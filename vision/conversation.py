@@ -16,7 +16,7 @@ from vision.data.base import Example
 from vision.dialogue import ContextFull, Dialogue
 from vision.encoding import Encoder, asked
 from vision.policy import VisionPolicy
-from vision.sampling import Drawn, draw, texts, written
+from vision.sampling import Drawn, decoded, draw, written
 from vision.tools import Reply, Tool
 from vision.transitions import Conversations, Prompt
 
@@ -96,9 +96,9 @@ class _Floor:
 
     def take(self, policy: VisionPolicy, rows: Sequence[int], drawn: Drawn) -> None:
         """What `rows` wrote in this turn, and what the tool says to it."""
-        completions = drawn.transitions.completions
-        self._tokens = dict(zip(rows, written(policy, completions), strict=True))
-        for row, text, cut in zip(rows, texts(policy, completions), drawn.truncated.tolist(), strict=True):
+        tokens = written(policy, drawn.transitions.completions)
+        self._tokens = dict(zip(rows, tokens, strict=True))
+        for row, text, cut in zip(rows, decoded(policy, tokens), drawn.truncated.tolist(), strict=True):
             self.said[row].append(text)
             self.truncated[row] = cut
         if self.tool is not None:

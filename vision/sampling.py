@@ -111,7 +111,6 @@ def written(policy: VisionPolicy, completions: Tensor) -> list[list[int]]:
     return [row[:-1] if row and row[-1] in ends else row for row in rows]
 
 
-def texts(policy: VisionPolicy, completions: Tensor) -> list[str]:
-    """Completions (B, C) as text, up to the token that ends each."""
-    tokenizer = policy.processor.tokenizer
-    return [str(tokenizer.decode(row, skip_special_tokens=False)) for row in written(policy, completions)]
+def decoded(policy: VisionPolicy, rows: list[list[int]]) -> list[str]:
+    """Tokens as text."""
+    return [str(policy.processor.tokenizer.decode(row, skip_special_tokens=False)) for row in rows]

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import RewardError
 from rewards.pictures.base import find_path, groups_of, need_package, picture_of, scores_of
 from rewards.pictures.judge_answers import ABSOLUTE, RANK, WARNING, parse_ranking, parse_score
-from rewards.pictures.judge_client import Cache, Endpoint, Tally, chat_url, run_all
+from rewards.pictures.judge_client import Cache, Endpoint, Tally, run_all
+from rewards.pictures.judge_endpoint import endpoint_of
 from rewards.pictures.judge_questions import (
     SUFFIXES,
     Bodies,
@@ -83,16 +83,7 @@ class Judge(RewardFunction):
         Raises:
             ValueError: a variable is not set, or holds no URL.
         """
-        for name, example in ((self.url_env, "http://localhost:8000/v1"), (self.key_env, "<key>")):
-            if name and not os.environ.get(name):
-                raise ValueError(
-                    f"Judge: the environment variable {name} is not set: `export {name}={example}` before you start"
-                )
-        if not self.url_env:
-            raise ValueError("Judge.url_env is empty: name the environment variable that holds the judge's URL")
-        url = chat_url(self.url_env, os.environ[self.url_env])
-        key = os.environ[self.key_env].strip() if self.key_env else ""
-        return Endpoint(url, key, self.url_env, self.timeout_s, self.retries, self.pause_s)
+        return endpoint_of("Judge", self.url_env, self.key_env, self.timeout_s, self.retries, self.pause_s)
 
     def _check_files(self) -> None:
         rubric = find_path(self.rubric)

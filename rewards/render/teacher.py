@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from pathlib import Path
 from PIL import Image
 
 from rewards.pictures.base import need_package
-from rewards.pictures.judge_client import Cache, Endpoint, Tally, chat_url, run_all
+from rewards.pictures.judge_client import Cache, Endpoint, Tally, run_all
+from rewards.pictures.judge_endpoint import endpoint_of
 from rewards.pictures.judge_questions import Question, content_of, data_url
 from rewards.render.alike import Picture
 from rewards.render.differ import Differ
@@ -66,14 +66,7 @@ class Teacher(Differ):
         return Tally(self.budget_calls)
 
     def _endpoint(self) -> Endpoint:
-        for name in filter(None, (self.url_env, self.key_env)):
-            if not os.environ.get(name):
-                raise ValueError(f"Teacher: the environment variable {name} is not set: export it before you start")
-        if not self.url_env:
-            raise ValueError("Teacher.url_env is empty: name the environment variable that holds the endpoint's URL")
-        key = os.environ[self.key_env].strip() if self.key_env else ""
-        url = chat_url(self.url_env, os.environ[self.url_env])
-        return Endpoint(url, key, self.url_env, self.timeout_s, self.retries, self.pause_s)
+        return endpoint_of("Teacher", self.url_env, self.key_env, self.timeout_s, self.retries, self.pause_s)
 
     def __call__(self, picture: Picture, reference: Picture) -> str:
         return self.of_all([picture], [reference])[0]
