@@ -112,6 +112,8 @@ class Algorithm:
     selectors: tuple[Selector, ...] = ()
     regularisers: tuple[Regulariser, ...] = ()
     value_loss: ValueLoss | None = None
+    replayed: Surrogate | None = None
+    """Of trajectories that an older policy drew; null: the same surrogate."""
 
     @property
     def needs_reference(self) -> bool:
@@ -144,6 +146,32 @@ class Algorithm:
         for shaper in self.shapers:
             rollout = shaper(rollout)
         return rollout
+
+    def assign(self, rollout: Rollout) -> Credit:
+        """Credit (B, T). Replayed trajectories bring theirs, and stand in nobody's statistics.
+
+        Raises:
+            ValueError: some are replayed and there is a critic, which has no targets for them.
+        """
+        if rollout.replayed is None:
+            return self.advantage(rollout)
+        if self.value_loss is not None:
+            raise ValueError(
+                "algorithm.value_loss is set and the rollout has replayed trajectories, whose values nobody recorded: "
+                "set it to null"
+            )
+        own = rollout.fresh()[:, None]
+        credit = self.advantage(rollout.with_(alive=rollout.alive & own, mask=rollout.mask & own))
+        brought = torch.where(rollout.mask, rollout.returns()[:, None], 0.0)
+        return Credit(torch.where(rollout.replayed[:, None], brought, credit.advantages))
+
+    def loss(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+        """Loss (b, t) of a batch, with gradient, and statistics."""
+        found, stats = self.surrogate(logprobs, batch)
+        if self.replayed is None or batch.replayed is None or not bool(batch.replayed.any()):
+            return found, stats
+        replayed, _ = self.replayed(logprobs, batch)
+        return torch.where(batch.replayed[:, None], replayed, found), stats
 
     def weigh(self, rollout: Rollout, credit: Credit) -> tuple[Tensor, Tensor]:
         """Weights (B, T) of all selectors together, and the mask that counts in the denominator."""

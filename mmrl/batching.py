@@ -136,4 +136,5 @@ def _batch(
         ref_logprobs=cut_if(everyone.ref_logprobs),
         returns=cut_if(plan.credit.returns),
         old_values=cut_if(everyone.values),
+        replayed=None if everyone.replayed is None else everyone.replayed[chosen],
     )

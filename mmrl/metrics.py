@@ -84,7 +84,7 @@ class Tally:
 
 def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     """Metrics of a rollout of all ranks."""
-    valid, rewards = rollout.alive.any(-1), rollout.returns()
+    valid, rewards = rollout.fresh(), rollout.returns()
     same = ~group_varies(rewards, valid, rollout.group_ids)
     share = 1 / group_sizes(valid, rollout.group_ids).clamp(min=1)
     counted = share * valid
@@ -93,12 +93,12 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
         "rollout/reward_std": float(rewards[valid].std(correction=0)) if bool(valid.any()) else 0.0,
         "rollout/length_mean": float(masked_mean(rollout.alive.sum(-1).float(), valid)),
         "rollout/zero_spread_groups": float((same * counted).sum() / counted.sum().clamp(min=1e-9)),
-        "rollout/failed_rows": float((~valid).float().mean()),
+        "rollout/failed_rows": float((~rollout.alive.any(-1)).float().mean()),
     }
     for name, values in rollout.stats.items():
-        metrics[f"rollout/{name}"] = float(masked_mean(values.float(), rollout.mask))
+        metrics[f"rollout/{name}"] = float(masked_mean(values.float(), rollout.mask & valid[:, None]))
     for name, part in rollout.reward_parts.items():
-        metrics[f"reward/{name}"] = float(masked_mean(part, rollout.applicable[name] & valid))
+        metrics[f"reward/{name}"] = float(masked_mean(part, rollout.applicable[name] & rollout.alive.any(-1)))
     return metrics
 
 

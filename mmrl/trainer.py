@@ -138,6 +138,7 @@ class Trainer:
         self._count(rollout)
         return {
             **metrics,
+            **parts.collector.measured(),
             "update/lr": lr,
             "time/collect": collected - began,
             "time/update": time.perf_counter() - collected,

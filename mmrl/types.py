@@ -15,10 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mmrl.finite import check_finite
-
-PER_DECISION = ["mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends"]
-"""Fields of a Rollout that are (B, T) as its log-probs are."""
+from mmrl.well_formed import check_rollout
 
 
 class Transitions(abc.ABC):
@@ -43,6 +40,7 @@ class Rollout:
 
     `mask` says that a decision enters the loss; `alive` that it exists. Rewards, discounts and values are read wherever
     `alive`, log-probs wherever `mask`. A failed trajectory has `alive` False everywhere and leaves every statistic.
+    A `replayed` trajectory stands in no statistic either: its log-probs are those of then, so its ratio is not 1.
     With a demonstration the log-probs were not recorded by a sampler, so there is no ratio and no parity to speak of.
 
     Raises:
@@ -68,38 +66,10 @@ class Rollout:
     applicable: Mapping[str, Tensor] = field(default_factory=dict)  # part -> (B,) bool
     decision_size: int = 1  # dimensions of one decision, for parity per dimension
     demonstration: bool = False
+    replayed: Tensor | None = None  # (B,) bool: recorded under an older policy; the return is the advantage
 
     def __post_init__(self) -> None:
-        shape = self.logprobs.shape
-        for name in PER_DECISION:
-            tensor = vars(self)[name]
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(
-                    f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
-                    "every per-decision field is (B, T)"
-                )
-        sizes = [len(self.transitions), *(len(ids) for ids in (self.group_ids, self.prompt_ids) if ids is not None)]
-        if set(sizes) != {shape[0]}:
-            told = "transitions, group_ids and prompt_ids (if any)"
-            raise ValueError(f"Rollout has {shape[0]} rows of log-probs and {sizes} {told}: give one a trajectory")
-        if bool((self.mask & ~self.alive).any()):
-            raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")
-        if bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):
-            raise ValueError("Rollout.alive must be True up to the end of a trajectory and False after it")
-        if (self.values is None) != (self.last_value is None):
-            raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
-        if self.reward_parts.keys() != self.applicable.keys():
-            raise ValueError(
-                f"Rollout.reward_parts has {sorted(self.reward_parts)} and applicable has {sorted(self.applicable)}: "
-                "each part says where it applies"
-            )
-        check_finite("logprobs", self.logprobs, self.mask)
-        check_finite("rewards", self.rewards, self.alive)
-        check_finite("discounts", self.discounts, self.alive)
-        check_finite("values", self.values, self.alive)
-        if self.last_value is not None:
-            check_finite("last_value", self.last_value[:, None], self.alive.any(-1, keepdim=True))
-        check_finite("ref_logprobs", self.ref_logprobs, self.mask)
+        check_rollout(self)
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]
@@ -107,6 +77,11 @@ class Rollout:
     def returns(self) -> Tensor:
         """Undiscounted sum of the rewards of each trajectory (B,)."""
         return torch.where(self.alive, self.rewards, 0.0).sum(-1)
+
+    def fresh(self) -> Tensor:
+        """Which trajectories (B,) the policy of this step drew."""
+        living = self.alive.any(-1)
+        return living if self.replayed is None else living & ~self.replayed
 
     def with_(self, **changes: object) -> Rollout:
         """A copy with some fields replaced."""
@@ -128,6 +103,7 @@ class Batch:
     ref_logprobs: Tensor | None = None  # (b, t)
     returns: Tensor | None = None  # (b, t), targets of a critic
     old_values: Tensor | None = None  # (b, t)
+    replayed: Tensor | None = None  # (b,) bool
 
 
 @dataclass(frozen=True)
@@ -189,6 +165,10 @@ class Collector(abc.ABC):
     @abc.abstractmethod
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue from `state_dict`."""
+
+    def measured(self) -> Mapping[str, float]:
+        """Figures of the last rollout that are no mean over its decisions or trajectories, by metric name."""
+        return {}
 
     def cpu_s(self) -> float:
         """CPU seconds that living processes of its own have used so far."""

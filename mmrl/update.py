@@ -115,7 +115,7 @@ def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:
     """Shape rewards, assign credit and plan weights on whole groups."""
     with torch.no_grad():
         shaped = algorithm.shape(ledger.rollout)
-        credit = algorithm.advantage(shaped)
+        credit = algorithm.assign(shaped)
         weights, counted = algorithm.weigh(shaped, credit)
     moving = (credit.advantages * weights != 0) & shaped.mask
     active = moving.any(-1) if algorithm.skips_zero_advantage else shaped.mask.any(-1)
@@ -125,7 +125,7 @@ def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:
 def batch_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally: Tally) -> Tensor:
     """The share of one micro-batch in the loss of its minibatch."""
     logprobs = torch.where(batch.mask, evaluation.logprobs.float(), 0.0)
-    loss, stats = algorithm.surrogate(logprobs, batch)
+    loss, stats = algorithm.loss(logprobs, batch)
     loss = loss * batch.weights
     tally.add_masked("update", stats, batch.mask)
     for regulariser in algorithm.regularisers:
@@ -152,15 +152,16 @@ def value_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally
 
 def tally_ratio(evaluation: Evaluation, batch: Batch, tally: Tally, first_pass: bool, decision_size: int) -> None:
     """Approximate KL to the acting policy and, before the first optimiser step, log-prob parity."""
-    moved = log_ratio(evaluation.logprobs.detach().float(), batch.old_logprobs, batch.mask)
-    tally.add_masked("update", {"approx_kl": k3(-moved)}, batch.mask)
-    if not bool(batch.mask.any()):
+    mask = batch.mask if batch.replayed is None else batch.mask & ~batch.replayed[:, None]
+    moved = log_ratio(evaluation.logprobs.detach().float(), batch.old_logprobs, mask)
+    tally.add_masked("update", {"approx_kl": k3(-moved)}, mask)
+    if not bool(mask.any()):
         return
-    tally.maximum("update/ratio_max", float(masked_max(moved, batch.mask).exp()))
+    tally.maximum("update/ratio_max", float(masked_max(moved, mask).exp()))
     if first_pass:
-        difference = float(masked_max(moved.double().abs() / decision_size, batch.mask))
+        difference = float(masked_max(moved.double().abs() / decision_size, mask))
         tally.maximum("parity/logprob_diff_max", difference)
-        tally.maximum("parity/first_pass_ratio_max", float(masked_max(moved.abs(), batch.mask).exp()))
+        tally.maximum("parity/first_pass_ratio_max", float(masked_max(moved.abs(), mask).exp()))
 
 
 def credit_metrics(plan: Plan) -> dict[str, float]:
