@@ -9,6 +9,7 @@ import pytest
 from vision.data.base import Example
 from vision.data.elpv import ELPV
 from vision.data.openmoji import GROUPS, TABLE, OpenMoji
+from vision.photographs import photograph
 
 SMALL = OpenMoji(classes=12, per_class=3)
 
@@ -132,6 +133,7 @@ def test_elpv_thoughts_are_true_and_say_nothing_of_the_answer(cells):
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch, source, package):
     if isinstance(source, OpenMoji):
         needs_emoji()
+    photograph.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=r'needs the package .*pip install "\.\[vision\]"'):
         source.examples()

@@ -117,11 +117,11 @@ def test_an_answer_to_which_no_reward_applies_leaves_its_group():
 
 
 def test_every_example_comes_once_an_epoch_in_an_order_of_its_own(policy, runtime):
-    order = collector(policy, runtime)._order
+    order = collector(policy, runtime).order
     first, second = order.take(24), order.take(24)
     assert sorted(first) == sorted(second) == list(range(24))
     assert first != second
-    again = collector(policy, runtime)._order
+    again = collector(policy, runtime).order
     again.drawn = 5
     assert again.take(24) == [*first[5:], *second[:5]]
 

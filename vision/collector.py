@@ -57,7 +57,7 @@ class AnswerCollector(Collector):
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
         self.config, self.runtime, self.tool = config, runtime, tool
-        self._order = Shuffled(len(examples), runtime, "prompts")
+        self.order = Shuffled(len(examples), runtime, "prompts")
         self.asked: list[Example] = []
         """The example of each row of the last rollout."""
         self.conversations: Sequence[Conversation] = ()
@@ -65,8 +65,19 @@ class AnswerCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
-        places, mine = self._order.share(self.config.prompts)
-        chosen = [self.examples[number] for number in mine]
+        places, mine = self.order.share(self.config.prompts)
+        return self.answer(policy, [self.examples[number] for number in mine], mine, places, generator)
+
+    def answer(
+        self,
+        policy: VisionPolicy,
+        chosen: Sequence[Example],
+        numbers: Sequence[int],
+        places: Sequence[int],
+        generator: torch.Generator,
+    ) -> Rollout:
+        """Groups of answers to the examples `chosen`, rewarded. `numbers` are theirs in `examples`, `places` those of
+        their groups among the groups of all processes."""
         self.asked = [example for example in chosen for _ in range(self.config.group)]
         keep = policy.config.reuse_prefill
         held = converse(policy, self.encode, chosen, self.config.group, self.config.limits, self.tool, generator, keep)
@@ -77,17 +88,17 @@ class AnswerCollector(Collector):
         turns = torch.tensor([float(len(c.turns)) for c in held.conversations], device=device)
         several = {} if self.config.turns == 1 else {"turns": turns[:, None].expand_as(held.alive)}
         return answered(held.transitions, held.logprobs, held.alive, scores, groups).with_(
-            prompt_ids=torch.tensor(mine, device=device).repeat_interleave(self.config.group),
+            prompt_ids=torch.tensor(list(numbers), device=device).repeat_interleave(self.config.group),
             stats={"entropy": held.entropy, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
             values=held.values,
             last_value=None if held.values is None else held.values.new_zeros(len(held.values)),  # rewarded as it is
         )
 
     def state_dict(self) -> dict[str, object]:
-        return self._order.state_dict()
+        return self.order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        self._order.load_state_dict(state)
+        self.order.load_state_dict(state)
 
     def cpu_s(self) -> float:
         return 0.0 if self.tool is None else self.tool.cpu_s()

@@ -56,7 +56,8 @@ class DemonstrationCollector(Collector):
         assert isinstance(policy, VisionPolicy)
         places, mine = self._order.share(self.rows)
         chosen = [self.pairs[number] for number in mine]
-        written = [e.style.demonstration(example.answer, self.source.thought(example)) for example, e in chosen]
+        chance = random.Random(self._order.drawn)  # not of the generator: what it draws stays as it was
+        written = [e.style.shown(self.source, example, chance) for example, e in chosen]
         tokenizer = policy.processor.tokenizer
         ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in written]
         width = max(len(row) for row in ids)

@@ -28,6 +28,7 @@ from vision.evaluation import AnswerEvaluator
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
+from vision.synthetic.collector import EvolvingCollector, SyntheticConfig
 from vision.tools import Tool
 from vision.transitions import Conversations, TokenTransitions
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model
@@ -100,9 +101,20 @@ class Experiment(TrainingKeys):
     controls: Literal["cheap", "all"] = "cheap"
     sft: SFTConfig = SFTConfig()
     warmup: WarmupConfig | None = None
+    synthetic: SyntheticConfig | None = None
     domain = "vision"
 
     def __post_init__(self) -> None:
+        if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):
+            raise ValueError(
+                f"synthetic is set with rollout.turns {self.rollout.turns} and policy.critic {self.policy.critic}: "
+                "made pictures are answered in one turn and compared within their group; set turns to 1, critic to null"
+            )
+        if self.synthetic is not None and self.synthetic.accuracy not in self.rewards:
+            raise ValueError(
+                f"synthetic.accuracy is {self.synthetic.accuracy!r}, and rewards has {sorted(self.rewards)}: name the "
+                "reward whose spread over the answers is their diversity"
+            )
         if self.rollout.turns > 1 and self.tool is None:
             raise ValueError(
                 f"rollout.turns is {self.rollout.turns} and there is no `tool` to answer a turn: give one, such as "
@@ -123,7 +135,8 @@ class Experiment(TrainingKeys):
             raise ValueError(
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
-        collector = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
+        answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
+        collector = answers if self.synthetic is None else EvolvingCollector(answers, self.synthetic, runtime)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
 

@@ -10,7 +10,7 @@ import abc
 import random
 from dataclasses import dataclass
 
-from vision.data.base import Example
+from vision.data.base import Example, Source
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Prompt(abc.ABC):
     @abc.abstractmethod
     def demonstration(self, answer: str, thought: str) -> str:
         """A completion that answers as the suffix asks."""
+
+    def shown(self, source: Source, example: Example, chance: random.Random) -> str:
+        """A right completion for an example, with what the source knows to say of it."""
+        return self.demonstration(example.answer, source.thought(example))
 
     def parse(self, completion: str) -> tuple[str, str]:
         """Thought and answer of a completion, "" where there is none."""
@@ -122,3 +126,19 @@ class Template(Prompt):
     def parse(self, completion: str) -> tuple[str, str]:
         thought, answer = super().parse(completion)
         return thought, answer if "<answer>" in self.template else completion
+
+
+@dataclass(frozen=True)
+class Describe(Prompt):
+    """Syn-GRPO: answer, then describe what could be behind the object in the next picture of it."""
+
+    suffix: str = (
+        " Please output the answer in <answer> </answer> tags, and in <desc> </desc> tags another background, "
+        "without the object."
+    )
+
+    def demonstration(self, answer: str, thought: str) -> str:
+        return f"<answer>{answer}</answer><desc>{thought}</desc>"
+
+    def shown(self, source: Source, example: Example, chance: random.Random) -> str:
+        return self.demonstration(example.answer, source.description(example, chance))

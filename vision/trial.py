@@ -12,6 +12,7 @@ from mmrl.runtime import Runtime, acting
 from vision.collector import AnswerCollector
 from vision.evaluation import AnswerEvaluator
 from vision.policy import VisionPolicy
+from vision.synthetic.collector import EvolvingCollector
 
 if TYPE_CHECKING:
     from vision.experiments import Experiment
@@ -23,6 +24,8 @@ TIMED = 32
 def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
     """One rollout as training would collect it."""
     collector, evaluator, policy = parts.collector, parts.evaluator, parts.policy
+    if isinstance(collector, EvolvingCollector):
+        collector = collector.answers  # made pictures come steps later
     assert isinstance(collector, AnswerCollector)
     assert isinstance(evaluator, AnswerEvaluator)
     assert isinstance(policy, VisionPolicy)

@@ -16,6 +16,8 @@ from vision.data import Source, Split
 from vision.demonstrations import Corrections
 from vision.prompts import Direct, Prompt, Think
 
+SHOWN = 4
+"""Completions of each demonstration that the vocabulary is made from, where they differ."""
 REPLIES = 4
 """To drafts of each demonstration, that the vocabulary is made from."""
 MAXIMUM_LIKELIHOOD = Algorithm(Likelihood(), Reinforce(), TokenMean())
@@ -48,7 +50,7 @@ def written_texts(
     for style in config.styles:
         for example in split.demonstrations:
             found.append(style.text(example, split.labels))
-            found.append(style.demonstration(example.answer, source.thought(example)))
+            found += dict.fromkeys(style.shown(source, example, chance) for _ in range(SHOWN))
             for _ in range(REPLIES if corrections is not None else 0):
                 written, reply = corrections.reply(source, example, style, chance)
                 found += [written, reply.text]

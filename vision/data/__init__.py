@@ -10,6 +10,7 @@ from vision.data.jsonl import JSONL
 from vision.data.mixed import FewShotOfEach, Mixed
 from vision.data.openmoji import OpenMoji
 from vision.data.pages import BlockPages
+from vision.data.placed import Placed
 from vision.data.protocols import BaseToNew, CrossDataset, FewPairs, FewShot, HeldOutFile, Protocol
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ImageFolder",
     "Mixed",
     "OpenMoji",
+    "Placed",
     "Protocol",
     "Source",
     "Split",

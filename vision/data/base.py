@@ -83,6 +83,14 @@ class Source(abc.ABC):
         """
         raise ValueError(f"{type(self).__name__} has no drafts: set warmup.corrections to null")
 
+    def description(self, example: Example, chance: random.Random) -> str:
+        """Another background for the object of the example, for demonstrations of how one is described.
+
+        Raises:
+            ValueError: the source has none.
+        """
+        raise ValueError(f"{type(self).__name__} describes no backgrounds: use a source with objects, such as Placed")
+
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         """Whether what a thought claims fits the answer given; None if it claims nothing that can be
         parsed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ class Mixed(Source):
 
     def thought(self, example: Example) -> str:
         return self.sources[example.id.partition("/")[0]].thought(example)
+
+    def description(self, example: Example, chance: random.Random) -> str:
+        return self.sources[example.id.partition("/")[0]].description(example, chance)
 
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         """The verdict of the first source that has one: an answer may be judged by another source than its own

