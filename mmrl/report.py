@@ -93,6 +93,18 @@ def samples(run: Run, page: Path | None = None) -> list[dict[str, Any]]:
     return [{"start": None, **pair} for pair in pairs.values() if "now" in pair]
 
 
+def wall(run: Run) -> dict[str, Any] | None:
+    """The pictures of the newest step that has some beside its samples: a title, and each with what belongs to it."""
+    files = sorted(run.path.glob("samples/step_*/wall.json"))
+    if not files:
+        return None
+    found = json.loads(files[-1].read_text(errors="replace"))
+    shown = [
+        {"text": row["text"], "uris": _drawn(files[-1].parent, {"images": [row["image"]]})} for row in found["shown"]
+    ]
+    return {"title": found["title"], "shown": shown}
+
+
 def write_report(
     runs: Sequence[Path],
     output: Path | None = None,
@@ -111,7 +123,7 @@ def write_report(
     target = output or found[0].path / "report.html"
     page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     tools: dict[str, object] = {tool.__name__: tool for tool in (always_zero, chart, estimates, arms, findings, shown)}
-    tools["samples"] = partial(samples, page=target)
+    tools["samples"], tools["wall"] = partial(samples, page=target), wall
     template = page.get_template("report.html.j2")
     text = template.render(runs=found, limit=PARITY_LIMIT, comparison=comparison, **tools)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,13 @@ class RuntimeConfig:
     threads: int | None = 1
 
 
+def helper_device(choice: Literal["auto", "cpu"]) -> torch.device:
+    """Where a process that helps a run, such as one that makes data, computes: the accelerator of its rank, if any."""
+    if choice == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 class Runtime:
     """One process of a run."""
 

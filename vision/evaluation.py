@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from mmrl.metrics import mean_of, wilson
 from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Scores
@@ -49,6 +50,8 @@ class AnswerEvaluator(Evaluator):
     metrics: Mapping[str, RewardFunction] = field(default_factory=dict)
     by: str | None = None
     tool: Tool | None = None
+    made: Callable[[], Sequence[tuple[str, Image.Image]]] | None = None
+    """The newest pictures that were made while training, with their descriptions, for people to look at."""
 
     def __post_init__(self) -> None:
         values = self._values()
@@ -155,6 +158,17 @@ class AnswerEvaluator(Evaluator):
                 **({"turns": turns} if turns else {}),
             })  # fmt: skip
         (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+        self._hang(folder)
+
+    def _hang(self, folder: Path) -> None:
+        """The wall of made pictures, for the report."""
+        made = self.made() if self.made is not None else ()
+        for number, (_, picture) in enumerate(made):
+            picture.save(folder / f"made_{number:03d}.png")
+        shown = [{"image": f"made_{number:03d}.png", "text": text} for number, (text, _) in enumerate(made)]
+        if shown:
+            title = "The newest pictures that the data server made, and what the policy had asked for"
+            (folder / "wall.json").write_text(json.dumps({"title": title, "shown": shown}, ensure_ascii=False))
 
 
 def _shown(stem: Path, text: str, reply: Reply) -> dict[str, object]:

@@ -136,9 +136,12 @@ class Experiment(TrainingKeys):
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
         answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
-        collector = answers if self.synthetic is None else EvolvingCollector(answers, self.synthetic, runtime)
+        evaluator, collector = self.evaluator(policy, encode), answers
+        if self.synthetic is not None:
+            collector = evolving = EvolvingCollector(answers, self.synthetic, runtime)
+            evaluator = replace(evaluator, made=lambda: list(evolving.wall))
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
-        return Parts(policy, collector, self.evaluator(policy, encode), self.algorithm, reference)
+        return Parts(policy, collector, evaluator, self.algorithm, reference)
 
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> VisionPolicy:
         found = replace(self.policy, model=existing_asset(self.policy.model))
