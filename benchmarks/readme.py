@@ -427,6 +427,69 @@ def structure(found: dict) -> str:
     return "\n".join([*rows, "", told])
 
 
+def syn_grpo(found: dict) -> str:
+    """What made pictures do to diversity and accuracy, and what their server costs and survives."""
+    text = []
+    if "arms" in found:
+        arms = found["arms"]
+        names = {
+            "grpo": "GRPO", "clip_higher": "GRPO, clip-higher 0.28", "random": "GRPO, random descriptions",
+            "syn_grpo": "Syn-GRPO",
+        }  # fmt: skip
+        rows = [
+            "| digits, 300 held out on black, 300 others on photographs | spread | of made ones | agreed | answer entropy "
+            "| accuracy | accuracy elsewhere | about another picture | CPU s |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        start = arms["grpo"]["before"]
+        held = ("accuracy", "accuracy_elsewhere", "accuracy_image_shuffled")
+        rows.append(f"| start | - | - | - | - | {' | '.join(pm(start[key]) for key in held)} | - |")
+        for arm, name in names.items():
+            run = arms[arm]
+            shown = [
+                pm(run["whole_run"][key]) if key in run["whole_run"] else "-"
+                for key in ("diversity/spread", "diversity/spread_made", "diversity/agreed", "diversity/answer_entropy")
+            ]
+            after = [pm(run["after"][key]) for key in held]
+            rows.append(f"| {name} | {' | '.join(shown)} | {' | '.join(after)} | {run['cpu_s']['mean']:.0f} |")
+        parity = max(arms[arm]["logprob_diff_max"] for arm in names)
+        text += [
+            "\n".join(rows),
+            f"{len(arms['grpo']['seeds'])} seeds, {arms['grpo']['steps'][0]} steps of 128 answers in every arm, mean ± "
+            "deviation; diversity is the mean over the run (`python -m benchmarks.syn_grpo arms`). CPU seconds with the "
+            f"server's. Largest log-prob difference {parity:.0e}.",
+        ]
+    if "server" in found:
+        server, steps = found["server"], found["server"]["step"]
+        text.append(
+            "Server, one process, one thread: "
+            + "; ".join(
+                f"{name} {server[name]['cpu_ms_a_picture']:.1f} CPU ms a picture ({server[name]['pictures_per_cpu_s']:.0f} a "
+                f"CPU second), a training step with it on takes {steps[name]['on_over_off']:.2f} of one with it off"
+                for name in ("backgrounds", "outpainting")
+            )
+            + " (`... server`)."
+        )
+    if "kills" in found:
+        run, again = found["kills"], found["kills"]["resumed"]
+        text.append(
+            f"Killed {run['killed']} times in {run['steps']} steps: the run ended with status {run['exit_status']}, at most "
+            f"{run['unaccounted_in_any_step']} descriptions unaccounted for after any step. A run killed and resumed: "
+            f"{again['metrics_compared']} metrics of {again['steps']} steps compared with an uninterrupted one's, "
+            f"{len(again['metrics_that_differ'])} differ (`... kills`)."
+        )
+    if "valid" in found:
+        valid, probe = found["valid"], found["valid"]["probe"]
+        told = "; ".join(
+            f"{name} {probe[name]['auc']:.2f} (shuffled labels {probe[name]['auc_shuffled']:.2f})" for name in probe
+        )
+        text.append(
+            f"Of {valid['pictures']:,} made pictures {valid['foreground_equal']:,} have the object's pixels bit for bit. "
+            f"Told from placed ones by their edges, area under the curve (0.5: not at all): {told} (`... valid`)."
+        )
+    return "\n\n".join(text)
+
+
 def main() -> None:
     """Rewrite each block between its markers, in the README and in docs/."""
     blocks = (
@@ -446,8 +509,9 @@ def main() -> None:
         ("thesis", "thesis", thesis),
         ("structure", "structure", structure),
         ("rrvf", "rrvf", rrvf),
+        ("syn_grpo", "syn_grpo", syn_grpo),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:

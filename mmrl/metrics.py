@@ -15,6 +15,8 @@
 | update/explained_variance, value_error | of the critic |
 | update/stopped_by_kl | whether `max_kl` ended the epochs early |
 | parity/logprob_diff_max, first_pass_ratio_max | recorded against re-scored log-probs: the first alarm of any bug |
+| diversity/spread, agreed, answer_entropy | how much the answers to one prompt differ, where that is measured |
+| synthetic/... | the data server: what became of every description, staleness, queue |
 | eval/<metric> | held out, with /low and /high of its 95 % interval |
 | time/collect, time/update | seconds of this step |
 | time/cpu | CPU seconds of training so far |

@@ -160,6 +160,18 @@ def test_without_a_share_there_is_no_server(policy: VisionPolicy) -> None:
     assert [len(rollout) for rollout in rollouts] == [16, 16]
 
 
+def test_the_server_ends_with_its_collector(policy: VisionPolicy) -> None:
+    import gc
+    from pathlib import Path
+
+    with evolving(policy) as collector:
+        pid = collector.server.pid
+        collector.close = lambda: None  # as in a run, where nobody closes it
+    del collector
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_what_is_too_old_is_discarded(policy: VisionPolicy) -> None:
     config = replace(WAITING, share=0.25, max_staleness=1, per_prompt=4)
     with evolving(policy, config) as collector:

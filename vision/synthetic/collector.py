@@ -13,6 +13,7 @@ answer and form by the group's advantage, the words of a description by R_div al
 from __future__ import annotations
 
 import random
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,8 @@ class EvolvingCollector(Collector):
                 "vision.data.Placed, or give a source with the columns mask (Y, X, bool) and labels"
             )
         self.server = DataServer(self.config.generator, self.config.all_checks, self.config.server) if on else None
+        if self.server is not None:
+            weakref.finalize(self, self.server.close)  # with the run that it belongs to
 
     # ---- one step -----------------------------------------------------------------------------------------
 
