@@ -31,6 +31,7 @@ from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
 from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
 from mmrl.reference import Reference
+from mmrl.statistics import of_gaussian
 from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
@@ -63,6 +64,7 @@ class DiffusionPolicy(Policy):
     """A pipeline whose denoiser is trained. A decision is the next latent."""
 
     windowable = True
+    noise = "scheduled"
 
     def __init__(
         self, pipeline: DiffusionPipeline, config: PolicyConfig, generator: torch.Generator | None = None
@@ -163,20 +165,22 @@ class DiffusionPolicy(Policy):
                 theirs = self.kl_reference[0](transitions, steps).means
             divergence = self.divergence(means, theirs, stds)
         logprobs = self.log_density(drawn, means, stds)
+        stats = of_gaussian(self.report, drawn.float(), means.float(), stds.float()) if self.report else {}
         return Evaluation(
             logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome,
             values=None if values is None else values.unflatten(0, shape),
+            stats={name: gaussian.reduced(found, self.config.logprob_reduction) for name, found in stats.items()},
         )  # fmt: skip
 
     @contextmanager
     def log_probs_alone(self) -> Iterator[None]:
-        """Inside, an evaluation holds neither a KL nor an outcome's reward."""
-        asked = self.kl_reference, self.report_outcome
-        self.kl_reference, self.report_outcome = (), False
+        """Inside, an evaluation holds no KL, no outcome's reward and no statistics."""
+        asked = self.kl_reference, self.report_outcome, self.report
+        self.kl_reference, self.report_outcome, self.report = (), False, ()
         try:
             yield
         finally:
-            self.kl_reference, self.report_outcome = asked
+            self.kl_reference, self.report_outcome, self.report = asked
 
     def gaussian(
         self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor

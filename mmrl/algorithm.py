@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmrl.statistics import EVERY_NOISE, TOLD, Noise, Statistic, asked
 from mmrl.types import Batch, Evaluation, Rollout
 
 Stats = dict[str, Tensor]
@@ -24,43 +25,72 @@ class Credit:
     returns: Tensor | None = None  # (B, T), targets of a critic
 
 
-class Shaper(abc.ABC):
-    """Changes rewards before credit is assigned."""
+class Part:
+    """What every part of an algorithm may say of itself: what it needs, where it is defined, what it remembers."""
 
     needs_reference: bool = False
+    needs_entropy: bool = False
+    needs_outcome: bool = False
+    needs_exact_kl: bool = False
+    noises: tuple[Noise, ...] = EVERY_NOISE
+    """The decisions that it is defined for; the statistics that it names may narrow them."""
+
+    @property
+    def plans_on(self) -> tuple[Statistic, ...]:
+        """Statistics of the acting policy that it reads in `Rollout.stats` and `Batch.stats`, without gradient."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[Statistic, ...]:
+        """Statistics of the policy as it is now that it reads in `Batch.current`, with gradient."""
+        return ()
+
+    def objection(self, noise: Noise) -> str:
+        """Why it does not serve decisions of this kind, as the end of a sentence; empty where it does."""
+        kinds = [self.noises, *(statistic.noises for statistic in (*self.plans_on, *self.reads))]
+        fit = [TOLD[known] for known in EVERY_NOISE if all(known in several for several in kinds)]
+        if all(noise in several for several in kinds):
+            return ""
+        return f"is defined for {' and for '.join(fit)}: take another part there (docs/paper-index.md says which fit)"
+
+    def state_dict(self) -> dict[str, object]:
+        """What it remembers of past rollouts, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Remember what `state_dict` told."""
+
+
+class Shaper(Part, abc.ABC):
+    """Changes rewards before credit is assigned; called once a rollout."""
 
     @abc.abstractmethod
     def __call__(self, rollout: Rollout) -> Rollout:
         """The rollout with other rewards."""
 
 
-class Advantage(abc.ABC):
+class Advantage(Part, abc.ABC):
     """Rewards to credit, on whole groups of all ranks."""
 
     @abc.abstractmethod
     def __call__(self, rollout: Rollout) -> Credit:
         """Credit of every decision, no gradient."""
 
-    def state_dict(self) -> dict[str, object]:
-        """What it remembers of past rollouts, as JSON."""
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:  # noqa: B027  most remember nothing
-        """Remember what `state_dict` told."""
-
-
-class Surrogate(abc.ABC):
+class Surrogate(Part, abc.ABC):
     """A policy-gradient loss per decision."""
 
     whole_trajectories: bool = False
     """Whether a loss needs all decisions of a trajectory at once, so that windows are not allowed."""
+    whole_groups: bool = False
+    """Whether it needs all trajectories of a group at once, those of advantage 0 too."""
 
     @abc.abstractmethod
     def __call__(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
         """Loss (b, t) to be minimised, with gradient, and statistics."""
 
 
-class Selector(abc.ABC):
+class Selector(Part, abc.ABC):
     """Weights on decisions, planned once on the whole rollout of all ranks, no gradient."""
 
     shrinks_denominator: bool = False
@@ -70,21 +100,25 @@ class Selector(abc.ABC):
     def plan(self, rollout: Rollout, credit: Credit) -> Tensor:
         """Weights (B, T), 0 or more."""
 
+    def again(self, logprobs: Tensor, batch: Batch) -> Tensor | None:
+        """Weights (b, t) of one micro-batch, of the policy as it is now; they never shrink the denominator, which is
+        counted before. None, as most: what was planned is all."""
+        return None
 
-class Regulariser(abc.ABC):
+
+class Regulariser(Part, abc.ABC):
     """A penalty per decision, already multiplied by its coefficient."""
 
-    needs_reference: bool = False
-    needs_entropy: bool = False
-    needs_outcome: bool = False
-    needs_exact_kl: bool = False
+    def plan(self, rollout: Rollout, credit: Credit) -> dict[str, Tensor]:
+        """What it wants to find in `Batch.stats`, by name (B, T): planned once on the whole rollout of all ranks."""
+        return {}
 
     @abc.abstractmethod
     def __call__(self, evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Stats]:
         """Penalty (b, t) with gradient, and statistics."""
 
 
-class ValueLoss(abc.ABC):
+class ValueLoss(Part, abc.ABC):
     """A critic's loss per decision."""
 
     @abc.abstractmethod
@@ -114,30 +148,45 @@ class Algorithm:
     value_loss: ValueLoss | None = None
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """All that may need something; an aggregate never does."""
+        critic = () if self.value_loss is None else (self.value_loss,)
+        return (*self.shapers, self.advantage, *self.selectors, self.surrogate, *self.regularisers, *critic)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether any part reads `ref_logprobs`."""
-        shaped = any(part.needs_reference for part in self.shapers)
-        return shaped or any(part.needs_reference for part in self.regularisers)
+        return any(part.needs_reference for part in self.parts)
 
     @property
     def needs_entropy(self) -> bool:
         """Whether any part needs the policy's entropy with gradient."""
-        return any(part.needs_entropy for part in self.regularisers)
+        return any(part.needs_entropy for part in self.parts)
 
     @property
     def needs_outcome(self) -> bool:
         """Whether any part differentiates the reward of the outcome."""
-        return any(part.needs_outcome for part in self.regularisers)
+        return any(part.needs_outcome for part in self.parts)
 
     @property
     def needs_exact_kl(self) -> bool:
         """Whether any part reads `Evaluation.exact_kl`."""
-        return any(part.needs_exact_kl for part in self.regularisers)
+        return any(part.needs_exact_kl for part in self.parts)
+
+    @property
+    def plans_on(self) -> tuple[Statistic, ...]:
+        """Statistics of the acting policy that parts want in the rollout."""
+        return asked(statistic for part in self.parts for statistic in part.plans_on)
+
+    @property
+    def reads(self) -> tuple[Statistic, ...]:
+        """Statistics of the policy as it is that parts want in every evaluation."""
+        return asked(statistic for part in self.parts for statistic in part.reads)
 
     @property
     def skips_zero_advantage(self) -> bool:
         """Whether a decision of zero advantage has zero gradient: no penalty and no critic acts on it."""
-        return not self.regularisers and self.value_loss is None
+        return not self.regularisers and self.value_loss is None and not self.surrogate.whole_groups
 
     def shape(self, rollout: Rollout) -> Rollout:
         """The rollout after every shaper, in order."""
@@ -145,13 +194,50 @@ class Algorithm:
             rollout = shaper(rollout)
         return rollout
 
-    def weigh(self, rollout: Rollout, credit: Credit) -> tuple[Tensor, Tensor]:
-        """Weights (B, T) of all selectors together, and the mask that counts in the denominator."""
+    def weigh(self, rollout: Rollout, credit: Credit) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Weights (B, T) of all selectors together, the mask that counts in the denominator, and on how many trained
+        decisions each had something to say."""
         weights = torch.ones_like(rollout.logprobs)
-        counted = rollout.mask
+        counted, touched = rollout.mask, {}
         for selector in self.selectors:
             planned = selector.plan(rollout, credit)
             weights = weights * planned
+            touched[f"plan/{type(selector).__name__}"] = float((rollout.mask & (planned != 1)).sum())
             if selector.shrinks_denominator:
                 counted = counted & (planned > 0)
-        return weights, counted
+        return weights, counted, touched
+
+    def note(self, rollout: Rollout, credit: Credit) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What penalties want to find in every batch (B, T), and how many trained decisions each of them chose."""
+        notes: dict[str, Tensor] = {}
+        chosen: dict[str, float] = {}
+        for regulariser in self.regularisers:
+            for name, noted in regulariser.plan(rollout, credit).items():
+                notes[name] = noted
+                if noted.dtype == torch.bool:
+                    chosen[f"plan/{name}"] = float((rollout.mask & noted).sum())
+        return notes, chosen
+
+    def again(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """Weights (b, t) of what selectors say of one micro-batch."""
+        weights = torch.ones_like(logprobs)
+        for selector in self.selectors:
+            found = selector.again(logprobs.detach(), batch)
+            weights = weights if found is None else weights * found
+        return weights.detach()
+
+    def state_dict(self) -> dict[str, object]:
+        """What its parts remember, each under its place and class; the advantage's is kept apart."""
+        return {key: state for key, part in self._named() if (state := part.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Remember what `state_dict` told; a part that was not there then starts anew."""
+        for key, part in self._named():
+            if key in state:
+                found = state[key]
+                assert isinstance(found, Mapping)
+                part.load_state_dict(found)
+
+    def _named(self) -> list[tuple[str, Part]]:
+        others = [part for part in self.parts if part is not self.advantage]
+        return [(f"{number}.{type(part).__name__}", part) for number, part in enumerate(others)]

@@ -15,10 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mmrl.finite import check_finite
-
-PER_DECISION = ["mask", "alive", "rewards", "discounts", "values", "ref_logprobs", "behaviour_logprobs", "chain_ends"]
-"""Fields of a Rollout that are (B, T) as its log-probs are."""
+from mmrl.finite import check_rollout
+from mmrl.statistics import Noise, Statistic
 
 
 class Transitions(abc.ABC):
@@ -70,36 +68,7 @@ class Rollout:
     demonstration: bool = False
 
     def __post_init__(self) -> None:
-        shape = self.logprobs.shape
-        for name in PER_DECISION:
-            tensor = vars(self)[name]
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(
-                    f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
-                    "every per-decision field is (B, T)"
-                )
-        sizes = [len(self.transitions), *(len(ids) for ids in (self.group_ids, self.prompt_ids) if ids is not None)]
-        if set(sizes) != {shape[0]}:
-            told = "transitions, group_ids and prompt_ids (if any)"
-            raise ValueError(f"Rollout has {shape[0]} rows of log-probs and {sizes} {told}: give one a trajectory")
-        if bool((self.mask & ~self.alive).any()):
-            raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")
-        if bool((self.alive[:, 1:] & ~self.alive[:, :-1]).any()):
-            raise ValueError("Rollout.alive must be True up to the end of a trajectory and False after it")
-        if (self.values is None) != (self.last_value is None):
-            raise ValueError("Rollout.values and Rollout.last_value come together: give both or neither")
-        if self.reward_parts.keys() != self.applicable.keys():
-            raise ValueError(
-                f"Rollout.reward_parts has {sorted(self.reward_parts)} and applicable has {sorted(self.applicable)}: "
-                "each part says where it applies"
-            )
-        check_finite("logprobs", self.logprobs, self.mask)
-        check_finite("rewards", self.rewards, self.alive)
-        check_finite("discounts", self.discounts, self.alive)
-        check_finite("values", self.values, self.alive)
-        if self.last_value is not None:
-            check_finite("last_value", self.last_value[:, None], self.alive.any(-1, keepdim=True))
-        check_finite("ref_logprobs", self.ref_logprobs, self.mask)
+        check_rollout(self)
 
     def __len__(self) -> int:
         return self.logprobs.shape[0]
@@ -126,8 +95,12 @@ class Batch:
     weights: Tensor  # (b, t), from the selectors
     group_ids: Tensor  # (b,)
     ref_logprobs: Tensor | None = None  # (b, t)
+    behaviour_logprobs: Tensor | None = None  # (b, t)
     returns: Tensor | None = None  # (b, t), targets of a critic
     old_values: Tensor | None = None  # (b, t)
+    rewards: Tensor | None = None  # (b,), of whole trajectories, shaped
+    stats: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t): of the acting policy, and what parts planned
+    current: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t) with gradient: `Evaluation.stats`
 
 
 @dataclass(frozen=True)
@@ -141,6 +114,7 @@ class Evaluation:
     stds: Tensor | None = None  # (b, t, ...)
     exact_kl: Tensor | None = None  # (b, t) with gradient, KL to `Policy.kl_reference` in closed form
     outcome_rewards: Tensor | None = None  # (b, t) with gradient, of the outcome of the last decision; else 0
+    stats: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (b, t) with gradient: `Policy.report`
 
 
 class Policy(nn.Module, abc.ABC):
@@ -154,6 +128,13 @@ class Policy(nn.Module, abc.ABC):
     """Set by the trainer when the algorithm needs `Evaluation.entropy`, or `.outcome_rewards`, with gradient."""
     kl_reference: tuple[Policy, ...] = ()
     """Likewise for `.exact_kl`: the reference, in a tuple since it is no part of the policy."""
+    report: tuple[Statistic, ...] = ()
+    """Likewise for `Evaluation.stats`, by name."""
+
+    @property
+    def noise(self) -> Noise | None:
+        """Where the spread of its decisions comes from; None where it does not say, and then reports no statistics."""
+        return None
 
     @abc.abstractmethod
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmrl.keys import TrainingKeys
 from mmrl.metrics import wilson
 from mmrl.runtime import Runtime
+from mmrl.statistics import of_categorical, of_gaussian
 from mmrl.trainer import Parts
 from mmrl.types import (
     Collector,
@@ -86,6 +87,8 @@ class ToyPolicy(Policy):
 
 
 class CategoricalPolicy(ToyPolicy):
+    noise = "categorical"
+
     def __init__(self, config: ToyPolicyConfig) -> None:
         super().__init__(ACTIONS, config)
 
@@ -95,7 +98,8 @@ class CategoricalPolicy(ToyPolicy):
         logits = self.head(features).log_softmax(-1)
         entropy = -(logits.exp() * logits).sum(-1) if self.report_entropy else None
         logprobs = logits.gather(-1, actions[..., None])[..., 0]
-        return Evaluation(logprobs, entropy, self.values(features))
+        stats = of_categorical(self.report, logits, actions)
+        return Evaluation(logprobs, entropy, self.values(features), stats=stats)
 
     def act(self, states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions (b,) for states (b,), and their log-probs."""
@@ -105,6 +109,8 @@ class CategoricalPolicy(ToyPolicy):
 
 
 class GaussianPolicy(ToyPolicy):
+    noise = "learned"
+
     def __init__(self, config: ToyPolicyConfig) -> None:
         super().__init__(SIZE, config)
         self.log_std = nn.Parameter(torch.full((SIZE,), -0.5))
@@ -116,7 +122,8 @@ class GaussianPolicy(ToyPolicy):
         stds = self.log_std.exp().expand_as(means)
         density = torch.distributions.Normal(means, stds)
         entropy = density.entropy().sum(-1) if self.report_entropy else None
-        return Evaluation(density.log_prob(actions).sum(-1), entropy, self.values(features), means, stds)
+        stats = {n: found.sum(-1) for n, found in of_gaussian(self.report, actions, means, stds).items()}
+        return Evaluation(density.log_prob(actions).sum(-1), entropy, self.values(features), means, stds, stats=stats)
 
     def act(self, states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         means = self.head(self.features(states))

@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.utils import logging as transformers_logging
 
 from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
+from mmrl.statistics import Entropy, asked, of_categorical
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
@@ -76,6 +77,7 @@ class VisionPolicy(Policy):
     """
 
     windowable = False
+    noise = "categorical"
 
     def __init__(
         self,
@@ -157,29 +159,28 @@ class VisionPolicy(Policy):
         lengths = [int(length.max()) for length in transitions.length]
         turns = [self._evaluate(turn, length) for turn, length in zip(transitions.turns, lengths, strict=True)]
 
-        def spread(found: Sequence[Tensor | None]) -> Tensor | None:
-            known = [numbers for numbers in found if numbers is not None]
-            return transitions.spread(known, width) if known else None
-
         logprobs = transitions.spread([turn.logprobs for turn in turns], width)
-        entropies, values = spread([turn.entropy for turn in turns]), spread([turn.values for turn in turns])
-        return Evaluation(logprobs=logprobs, entropy=entropies, values=values)
+        stats = {name: transitions.spread([turn.stats[name] for turn in turns], width) for name in turns[0].stats}
+        found = [turn.values for turn in turns if turn.values is not None]
+        values = transitions.spread(found, width) if found else None
+        return Evaluation(logprobs=logprobs, entropy=stats.get("entropy"), values=values, stats=stats)
 
     def _evaluate(self, transitions: TokenTransitions, length: int) -> Evaluation:
         tokens = transitions.completions[:, :length]
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            logprobs, entropy, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
+            logprobs, stats, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
         else:
-            logprobs, entropy, states = self._score(transitions, tokens, length)
-        return Evaluation(logprobs=logprobs, entropy=entropy, values=self.values(states))
+            logprobs, stats, states = self._score(transitions, tokens, length)
+        return Evaluation(logprobs=logprobs, entropy=stats.get("entropy"), values=self.values(states), stats=stats)
 
     def _score(
         self, transitions: TokenTransitions, tokens: Tensor, length: int
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         logits, states = self._read(transitions, length)
         log_softmax = self.log_softmax(logits)
         logprobs = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
-        return logprobs, entropy(log_softmax) if self.report_entropy else None, states
+        wanted = (*self.report, Entropy()) if self.report_entropy else self.report
+        return logprobs, of_categorical(asked(wanted), log_softmax, tokens), states
 
     def _read(self, transitions: TokenTransitions, length: int) -> Read:
         prefix = self.prefix(transitions)
@@ -290,11 +291,6 @@ class VisionPolicy(Policy):
 
 def _names(prompts: tuple[Prompt, ...]) -> tuple[str, ...]:
     return tuple(f"{prompt.id}/{prompt.image_key}" for prompt in prompts)
-
-
-def entropy(log_softmax: Tensor) -> Tensor:
-    """-sum p log p over the last dimension, with p log p = 0 at p = 0."""
-    return -(log_softmax.exp() * log_softmax.clamp(min=-1e4)).sum(-1)
 
 
 def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmrl.gaussian import Reduction
 from mmrl.heads import HEADS, Perceptron, load_head
+from mmrl.statistics import Entropy, Noise, asked
 from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
@@ -97,6 +98,10 @@ class RobotPolicy(Policy):
         return RobotPolicy(adapter, config, generator)
 
     @property
+    def noise(self) -> Noise:
+        return "learned" if self.config.exploration.learns_noise else "scheduled"
+
+    @property
     def executed(self) -> tuple[int, int]:
         """(h, a): what of a chunk is executed."""
         return self.adapter.execute, self.adapter.action_size
@@ -147,18 +152,21 @@ class RobotPolicy(Policy):
         at = (rows, columns + first)
         inputs = {name: tensor[at] for name, tensor in transitions.inputs.items()}
         prefix, stochastic, states = self.adapter.prefix(inputs), transitions.stochastic[at], transitions.chains[at]
-        densities, entropies = chains.density(self._field(prefix), states, stochastic, self.config.exploration)
 
         def placed(found: Tensor) -> Tensor:
             """(pairs, D) -> (b, t)."""
             whole = found.new_zeros(len(steps), last - first, size).index_put((rows, columns), found)
             return whole.flatten(1).gather(1, steps - first * size)
 
+        wanted = asked((*self.report, Entropy()) if self.report_entropy else self.report)
+        densities, told = chains.density(self._field(prefix), states, stochastic, self.config.exploration, wanted)
+        stats = {name: placed(self._logprobs(found, None, stochastic)) for name, found in told.items()}
         values = self._values(inputs, prefix)[:, None].expand(-1, size)
         return Evaluation(
             placed(self._logprobs(densities, states, stochastic)),
-            entropy=placed(self._logprobs(entropies, None, stochastic)) if self.report_entropy else None,
+            entropy=stats.get("entropy"),
             values=placed(values) if "critic" in self.heads else None,
+            stats=stats,
         )
 
     def _logprobs(self, densities: Tensor, states: Tensor | None, stochastic: Tensor) -> Tensor:
