@@ -95,6 +95,8 @@ class Selector(Part, abc.ABC):
 
     shrinks_denominator: bool = False
     """True: a decision of weight 0 also leaves the mean. False: it stays, so the step is smaller."""
+    per_micro_batch: bool = False
+    """Whether it weighs by `again`, among all the decisions of a micro-batch."""
 
     @abc.abstractmethod
     def plan(self, rollout: Rollout, credit: Credit) -> Tensor:
@@ -185,8 +187,9 @@ class Algorithm:
 
     @property
     def skips_zero_advantage(self) -> bool:
-        """Whether a decision of zero advantage has zero gradient: no penalty and no critic acts on it."""
-        return not self.regularisers and self.value_loss is None and not self.surrogate.whole_groups
+        """Whether a decision of zero advantage has no say: no penalty, no critic and no other decision reads it."""
+        read = self.surrogate.whole_groups or any(selector.per_micro_batch for selector in self.selectors)
+        return not self.regularisers and self.value_loss is None and not read
 
     def shape(self, rollout: Rollout) -> Rollout:
         """The rollout after every shaper, in order."""

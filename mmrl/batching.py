@@ -85,6 +85,13 @@ def micro_batches(
     everyone, ledger = plan.ledger.rollout, plan.ledger
     scale = torch.zeros_like(everyone.logprobs)
     scale[rows] = algorithm.aggregate(plan.counted[rows])
+    if algorithm.surrogate.whole_groups:
+        largest = int(torch.unique(everyone.group_ids, return_counts=True)[1].max())
+        if largest > config.micro_rows:
+            raise ValueError(
+                f"train.update.micro_rows is {config.micro_rows}, and {type(algorithm.surrogate).__name__} needs whole "
+                f"groups, here of {largest}: give at least as many"
+            )
     shares = [_pack(everyone.group_ids, rows & plan.active, ledger.rows_of(r), config.micro_rows)
               for r in range(len(ledger.rows_per_rank))]  # fmt: skip
     own, start = shares[ledger.rank], ledger.rows_of(ledger.rank).start

@@ -44,14 +44,18 @@ class EvaluateConfig:
     """Held-out evaluation before, after, and `every` so many steps between (null: never between). `samples` of them
     are written for people to look at. `metrics` are measured beside the domain's own, and never trained on: reward
     functions or dotted paths of plain functions, by name. `by` names a column of the data: the first figure is then
-    also given for each of its values."""
+    also given for each of its values. With `attempts` before and after also pass@k up to so many, and how much they
+    differ (`mmrl.coverage`)."""
 
     every: int | None = 20
     samples: int = 12
     metrics: dict[str, RewardFunction | str] = field(default_factory=dict)
     by: str | None = None
+    attempts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.attempts is not None and self.attempts < 1:
+            raise ValueError(f"evaluate.attempts is {self.attempts}: give 1 or more, or null for no pass@k")
         if self.every is not None and self.every < 1:
             raise ValueError(f"evaluate.every is {self.every}: give 1 or more, or null for before and after alone")
 
