@@ -1,5 +1,4 @@
-"""An algorithm is a record of parts; each part is its own config. A paper is a composition of these in
-YAML, or one new file beside its siblings. See docs/add-an-algorithm.md."""
+"""An algorithm is a record of parts, each its own config; a paper is a composition in YAML, or one new file."""
 
 from __future__ import annotations
 
@@ -111,6 +110,11 @@ class Selector(Part, abc.ABC):
 class Regulariser(Part, abc.ABC):
     """A penalty per decision, already multiplied by its coefficient."""
 
+    @property
+    def only_where(self) -> str | None:
+        """Which of its notes (B, T) bool is True wherever it acts; None: it may act anywhere."""
+        return None
+
     def plan(self, rollout: Rollout, credit: Credit) -> dict[str, Tensor]:
         """What it wants to find in `Batch.stats`, by name (B, T): planned once on the whole rollout of all ranks."""
         return {}
@@ -187,9 +191,9 @@ class Algorithm:
 
     @property
     def skips_zero_advantage(self) -> bool:
-        """Whether a decision of zero advantage has no say: no penalty, no critic and no other decision reads it."""
+        """Whether a decision of zero advantage that no penalty has noted has no say."""
         read = self.surrogate.whole_groups or any(selector.per_micro_batch for selector in self.selectors)
-        return not self.regularisers and self.value_loss is None and not read
+        return self.value_loss is None and not read and all(part.only_where for part in self.regularisers)
 
     def shape(self, rollout: Rollout) -> Rollout:
         """The rollout after every shaper, in order."""
@@ -242,5 +246,5 @@ class Algorithm:
                 part.load_state_dict(found)
 
     def _named(self) -> list[tuple[str, Part]]:
-        others = [part for part in self.parts if part is not self.advantage]
+        others = (part for part in self.parts if part is not self.advantage)
         return [(f"{number}.{type(part).__name__}", part) for number, part in enumerate(others)]

@@ -119,6 +119,8 @@ def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:
         weights, counted, touched = algorithm.weigh(shaped, credit)
         notes, chosen = algorithm.note(shaped, credit)
     moving = (credit.advantages * weights != 0) & shaped.mask
+    for part in algorithm.regularisers:
+        moving = moving | (notes[part.only_where] & shaped.mask) if part.only_where else moving
     active = moving.any(-1) if algorithm.skips_zero_advantage else shaped.mask.any(-1)
     everyone = Ledger(shaped, ledger.rows_per_rank, ledger.rank)
     return Plan(everyone, credit, weights, counted, active, notes, {**touched, **chosen})

@@ -115,6 +115,26 @@ def test_kl_cov_holds_the_largest_and_only_once_the_policy_has_moved() -> None:
     assert still.grad.abs().sum() == 0
 
 
+class Everywhere(KLCov):
+    @property
+    def only_where(self) -> str | None:
+        return None
+
+
+def test_rows_that_a_penalty_holds_are_not_skipped_with_those_of_no_advantage() -> None:
+    from tests.test_parts import acted, composed
+
+    policy, part = toy(), KLCov(share=0.5)
+    rollout = acted(policy, composed(part))
+    decided = GroupRelative()(rollout).advantages.abs().sum(-1) == 0
+    chosen = part.plan(rollout, GroupRelative()(rollout))["KLCov"]
+    assert 0 < int(chosen[decided].sum()) < int(rollout.mask[decided].sum())
+    (found,), metrics = run(policy, rollout, composed(part))
+    (wanted,), everywhere = run(policy, rollout, composed(Everywhere(share=0.5)))
+    torch.testing.assert_close(found, wanted)
+    assert metrics["update/active_rows"] < everywhere["update/active_rows"] == 1.0
+
+
 def test_entropy_falls_by_the_covariance() -> None:
     """Natural gradient step dz = eta A: dH = -eta Cov(log pi, A), Clip-Cov's reason, by finite differences."""
     z, advantages, eta = torch.tensor([0.3, -0.2, 1.0], dtype=D), torch.tensor([1.0, -0.5, 0.2], dtype=D), 1e-6

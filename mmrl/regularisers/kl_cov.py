@@ -42,6 +42,10 @@ class KLCov(Regulariser):
             return "compares log-probs of steps with different spreads: set within_step: true"
         return super().objection(noise)
 
+    @property
+    def only_where(self) -> str | None:
+        return None if self.per_micro_batch else "KLCov"
+
     def _chosen(self, seen: Decisions) -> Tensor:
         count = count_of(self.share, int(seen.mask.sum()))
         return largest(covariance(seen, self.within_step), seen.mask, count, seen)

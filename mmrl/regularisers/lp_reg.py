@@ -38,6 +38,10 @@ class LpReg(Regulariser):
     def plans_on(self) -> tuple[Statistic, ...]:
         return (ProxyGain(self.kappa),)
 
+    @property
+    def only_where(self) -> str | None:
+        return None if self.per_micro_batch else "LpReg"
+
     def _chosen(self, seen: Decisions, proxy: Tensor) -> Tensor:
         punished = seen.mask & (seen.advantages < 0)
         low = largest(-seen.logprobs, punished, count_of(self.share, int(punished.sum())), seen)
