@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmrl.statistics import EVERY_NOISE, TOLD, Noise, Statistic, asked
+from mmrl.part import Part
+from mmrl.statistics import Statistic, asked
 from mmrl.types import Batch, Evaluation, Rollout
 
 Stats = dict[str, Tensor]
@@ -22,42 +23,6 @@ class Credit:
 
     advantages: Tensor  # (B, T)
     returns: Tensor | None = None  # (B, T), targets of a critic
-
-
-class Part:
-    """What every part of an algorithm may say of itself: what it needs, where it is defined, what it remembers."""
-
-    needs_reference: bool = False
-    needs_entropy: bool = False
-    needs_outcome: bool = False
-    needs_exact_kl: bool = False
-    noises: tuple[Noise, ...] = EVERY_NOISE
-    """The decisions that it is defined for; the statistics that it names may narrow them."""
-
-    @property
-    def plans_on(self) -> tuple[Statistic, ...]:
-        """Statistics of the acting policy that it reads in `Rollout.stats` and `Batch.stats`, without gradient."""
-        return ()
-
-    @property
-    def reads(self) -> tuple[Statistic, ...]:
-        """Statistics of the policy as it is now that it reads in `Batch.current`, with gradient."""
-        return ()
-
-    def objection(self, noise: Noise) -> str:
-        """Why it does not serve decisions of this kind, as the end of a sentence; empty where it does."""
-        kinds = [self.noises, *(statistic.noises for statistic in (*self.plans_on, *self.reads))]
-        fit = [TOLD[known] for known in EVERY_NOISE if all(known in several for several in kinds)]
-        if all(noise in several for several in kinds):
-            return ""
-        return f"is defined for {' and for '.join(fit)}: take another part there (docs/paper-index.md says which fit)"
-
-    def state_dict(self) -> dict[str, object]:
-        """What it remembers of past rollouts, as JSON."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Remember what `state_dict` told."""
 
 
 class Shaper(Part, abc.ABC):
@@ -82,7 +47,9 @@ class Surrogate(Part, abc.ABC):
     whole_trajectories: bool = False
     """Whether a loss needs all decisions of a trajectory at once, so that windows are not allowed."""
     whole_groups: bool = False
-    """Whether it needs all trajectories of a group at once, those of advantage 0 too."""
+    """Whether it needs all trajectories of a group at once."""
+    silent_at_zero: bool = True
+    """Whether a decision of advantage 0 has no gradient, so that it need not be computed."""
 
     @abc.abstractmethod
     def __call__(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
@@ -192,8 +159,8 @@ class Algorithm:
     @property
     def skips_zero_advantage(self) -> bool:
         """Whether a decision of zero advantage that no penalty has noted has no say."""
-        read = self.surrogate.whole_groups or any(selector.per_micro_batch for selector in self.selectors)
-        return self.value_loss is None and not read and all(part.only_where for part in self.regularisers)
+        read = any(selector.per_micro_batch for selector in self.selectors) or self.value_loss is not None
+        return self.surrogate.silent_at_zero and not read and all(part.only_where for part in self.regularisers)
 
     def shape(self, rollout: Rollout) -> Rollout:
         """The rollout after every shaper, in order."""

@@ -46,6 +46,7 @@ BITING: dict[str, dict[str, object]] = {
     "IcePop": {"low": 0.8, "high": 1.2},
     "KLCov": {"share": 0.2},
     "LpReg": {"share": 0.5, "kappa": 0.3},
+    "Overlong": {"limit": 5, "buffer": 4},
     "Siren": {"coef": 1.0},
     "TruncatedImportance": {"cap": 1.1},
 }
@@ -253,7 +254,10 @@ def test_a_penalty_without_a_coefficient_is_not_there(name: str) -> None:  # T-D
     assert_same_gradient(found, wanted)
 
 
-OBJECTIVES: dict[str, str] = {}
+OBJECTIVES = {
+    "ALoL": "of positive advantages alone", "CPL": "of pairs", "DPO": "of pairs", "PACS": "of labels",
+    "ROVER": "twice that",
+}  # fmt: skip
 """Surrogates that are no policy gradient of the advantage, and what they are; test_objectives has their gradients."""
 
 

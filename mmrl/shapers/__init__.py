@@ -2,5 +2,6 @@
 
 from mmrl.shapers.adaptive_kl import AdaptiveKLInReward
 from mmrl.shapers.kl_in_reward import KLInReward
+from mmrl.shapers.overlong import Overlong
 
-__all__ = ["AdaptiveKLInReward", "KLInReward"]
+__all__ = ["AdaptiveKLInReward", "KLInReward", "Overlong"]
