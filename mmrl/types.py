@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from mmrl.bins import Bins
 from mmrl.finite import check_rollout
 from mmrl.statistics import Noise, Statistic
 
@@ -115,6 +116,8 @@ class Evaluation:
     exact_kl: Tensor | None = None  # (b, t) with gradient, KL to `Policy.kl_reference` in closed form
     outcome_rewards: Tensor | None = None  # (b, t) with gradient, of the outcome of the last decision; else 0
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (b, t) with gradient: `Policy.report`
+    value_logits: Tensor | None = None  # (b, t, bins), where the critic classifies; values are then their mean
+    bins: Bins | None = None
 
 
 class Policy(nn.Module, abc.ABC):

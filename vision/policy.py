@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
-from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
+from mmrl.heads import HEADS, CriticConfig, Worth, load_head, make_critic
 from mmrl.statistics import Entropy, asked, of_categorical
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
@@ -141,9 +141,9 @@ class VisionPolicy(Policy):
     def critic_parameters(self) -> Sequence[nn.Parameter]:
         return [] if self.critic is None else list(self.critic.parameters())
 
-    def values(self, states: Tensor) -> Tensor | None:
-        """V (...) of hidden states (..., D); None without a critic."""
-        return values_of(self.critic, layer_norm(states.float(), states.shape[-1:]))
+    def worth(self, states: Tensor) -> Worth:
+        """V (...) of hidden states (..., D); nothing without a critic."""
+        return Worth() if self.critic is None else self.critic.worth(layer_norm(states.float(), states.shape[-1:]))
 
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
         """Log-probs and values (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
@@ -161,9 +161,13 @@ class VisionPolicy(Policy):
 
         logprobs = transitions.spread([turn.logprobs for turn in turns], width)
         stats = {name: transitions.spread([turn.stats[name] for turn in turns], width) for name in turns[0].stats}
-        found = [turn.values for turn in turns if turn.values is not None]
-        values = transitions.spread(found, width) if found else None
-        return Evaluation(logprobs=logprobs, entropy=stats.get("entropy"), values=values, stats=stats)
+        values = [turn.values for turn in turns if turn.values is not None]
+        logits = [turn.value_logits for turn in turns if turn.value_logits is not None]
+        return Evaluation(
+            logprobs=logprobs, entropy=stats.get("entropy"), stats=stats, bins=turns[0].bins,
+            values=transitions.spread(values, width) if values else None,
+            value_logits=transitions.spread(logits, width) if logits else None,
+        )  # fmt: skip
 
     def _evaluate(self, transitions: TokenTransitions, length: int) -> Evaluation:
         tokens = transitions.completions[:, :length]
@@ -171,7 +175,11 @@ class VisionPolicy(Policy):
             logprobs, stats, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
         else:
             logprobs, stats, states = self._score(transitions, tokens, length)
-        return Evaluation(logprobs=logprobs, entropy=stats.get("entropy"), values=self.values(states), stats=stats)
+        worth = self.worth(states)
+        return Evaluation(
+            logprobs=logprobs, entropy=stats.get("entropy"), values=worth.values, stats=stats,
+            value_logits=worth.logits, bins=worth.bins,
+        )  # fmt: skip
 
     def _score(
         self, transitions: TokenTransitions, tokens: Tensor, length: int

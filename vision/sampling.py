@@ -58,7 +58,7 @@ def draw(
         logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
         for name, found in of_categorical(wanted, log_softmax, token).items():
             stats[name][:, t] = found
-        if (worth := policy.values(said.states[:, -1])) is not None:
+        if (worth := policy.worth(said.states[:, -1]).values) is not None:
             values[:, t] = worth
         running = running & ~torch.isin(token, stops)
         if not bool(running.any()):

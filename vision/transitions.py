@@ -112,8 +112,9 @@ class Conversations(Transitions):
         return found
 
     def spread(self, found: Sequence[Tensor], width: int) -> Tensor:
-        """What was found for the tokens of each turn (K of (n, C)), where its decisions stand: (B, width), else 0."""
-        joined = found[0].new_zeros(self.size, width)
+        """What was found for the tokens of each turn (K of (n, C, ...)), where its decisions stand: (B, width, ...),
+        else 0."""
+        joined = found[0].new_zeros(self.size, width, *found[0].shape[2:])
         for row, start, length, numbers in zip(self.row, self.start, self.length, found, strict=True):
             token = torch.arange(numbers.shape[1], device=numbers.device)
             column = start[:, None] + token
