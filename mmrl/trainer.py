@@ -18,6 +18,7 @@ from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
 from mmrl.parts import Parts
+from mmrl.resampling import collect
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import completed, reporting
@@ -149,7 +150,8 @@ class Trainer:
         try:
             asked = reporting(parts.policy, parts.algorithm.plans_on)
             with acting(parts.policy), self.runtime.accelerator.autocast(), asked:
-                return parts.collector.collect(parts.policy, self.runtime.generator("collect"))
+                generator = self.runtime.generator("collect")
+                return collect(parts.collector, parts.policy, generator, self.train.resample, self.runtime)
         except Exception:
             self._rescue(before)
             raise

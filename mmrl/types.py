@@ -35,6 +35,11 @@ class Transitions(abc.ABC):
     def __len__(self) -> int:
         """B, the number of trajectories."""
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Those of several rollouts as one, rows under each other; what is shorter is padded."""
+        raise ValueError(f"{cls.__name__} of several rollouts cannot be joined: set train.resample to 0")
+
 
 @dataclass(frozen=True)
 class Rollout:

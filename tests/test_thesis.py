@@ -124,6 +124,15 @@ def test_a_critic_that_classifies_is_a_config_in_every_domain(domain: str) -> No
     assert second["parity/logprob_diff_max"] <= PARITY_LIMIT
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_decided_groups_give_way_in_every_domain(domain: str) -> None:
+    """Rollouts of several rounds are joined, and every decision is scored again as it was recorded."""
+    first, second = trained(domain, "grpo", "train.resample=2", "rollout.group=2")
+    for line in (first, second):
+        assert line["parity/logprob_diff_max"] <= PARITY_LIMIT
+        assert line["parity/first_pass_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+
+
 PARTS = {
     "clip_cov": ["algorithm.selectors=[{class_path: mmrl.selectors.ClipCov, init_args: {within_step: true, low: 0.01, "
                  "high: 1.0e+9, share: 0.1}}]"],

@@ -54,6 +54,10 @@ class ToyTransitions(Transitions):
     def __len__(self) -> int:
         return len(self.states)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.states for part in parts]), torch.cat([part.actions for part in parts]))
+
     def at(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """States and actions of the decisions `steps` (b, t)."""
         rows = torch.arange(len(self))[:, None]

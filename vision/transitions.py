@@ -61,6 +61,16 @@ class TokenTransitions(Transitions):
     def __len__(self) -> int:
         return len(self.completions)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        starts = [sum(len(part.prompts) for part in parts[:number]) for number in range(len(parts))]
+        longest = max(part.completions.shape[1] for part in parts)
+        return cls(
+            tuple(prompt for part in parts for prompt in part.prompts),
+            torch.cat([part.prompt_index + start for part, start in zip(parts, starts, strict=True)]),
+            torch.cat([pad(part.completions, (0, longest - part.completions.shape[1])) for part in parts]),
+        )
+
     def written(self, row: int) -> list[int]:
         """The tokens of one completion, with its padding."""
         return [int(token) for token in self.completions[row]]
