@@ -50,6 +50,8 @@ class Experiment(TrainingKeys):
     domain = "diffusion"
 
     def __post_init__(self) -> None:
+        if self.evaluate.attempts is not None:
+            raise ValueError("evaluate.attempts is not read by experiment diffusion: remove it")
         if self.evaluate.by is not None:
             raise ValueError("evaluate.by is not read by experiment diffusion: remove it")
 

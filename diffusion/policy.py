@@ -29,8 +29,9 @@ from diffusion.steppers import Stepper, stepper_for
 from diffusion.transitions import DenoiseTransitions
 from mmrl import gaussian
 from mmrl.gaussian import Reduction, log_density
-from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
+from mmrl.heads import HEADS, CriticConfig, Worth, load_head, make_critic
 from mmrl.reference import Reference
+from mmrl.statistics import of_gaussian
 from mmrl.types import Evaluation, Policy, Samples, Transitions
 
 diffusers_logging.disable_progress_bar()
@@ -63,6 +64,7 @@ class DiffusionPolicy(Policy):
     """A pipeline whose denoiser is trained. A decision is the next latent."""
 
     windowable = True
+    noise = "scheduled"
 
     def __init__(
         self, pipeline: DiffusionPipeline, config: PolicyConfig, generator: torch.Generator | None = None
@@ -153,7 +155,7 @@ class DiffusionPolicy(Policy):
         flat = steps.to(self.device).flatten()
         output = with_guidance(self._denoise(transitions, rows, flat), transitions.call)
         mean, std = self.gaussian(output, transitions, rows, flat)
-        values = self.values(output, transitions, rows, flat)
+        worth = self.worth(output, transitions, rows, flat)
         means, stds = mean.unflatten(0, shape), std.unflatten(0, shape)
         drawn = transitions.latents[rows, flat + 1].unflatten(0, shape)
         outcome = self._outcome(transitions, mean, rows, flat).unflatten(0, shape) if self.report_outcome else None
@@ -163,20 +165,23 @@ class DiffusionPolicy(Policy):
                 theirs = self.kl_reference[0](transitions, steps).means
             divergence = self.divergence(means, theirs, stds)
         logprobs = self.log_density(drawn, means, stds)
+        stats = of_gaussian(self.report, drawn.float(), means.float(), stds.float()) if self.report else {}
         return Evaluation(
             logprobs, means=means, stds=stds, exact_kl=divergence, outcome_rewards=outcome,
-            values=None if values is None else values.unflatten(0, shape),
+            values=None if worth.values is None else worth.values.unflatten(0, shape),
+            value_logits=None if worth.logits is None else worth.logits.unflatten(0, shape), bins=worth.bins,
+            stats={name: gaussian.reduced(found, self.config.logprob_reduction) for name, found in stats.items()},
         )  # fmt: skip
 
     @contextmanager
     def log_probs_alone(self) -> Iterator[None]:
-        """Inside, an evaluation holds neither a KL nor an outcome's reward."""
-        asked = self.kl_reference, self.report_outcome
-        self.kl_reference, self.report_outcome = (), False
+        """Inside, an evaluation holds no KL, no outcome's reward and no statistics."""
+        asked = self.kl_reference, self.report_outcome, self.report
+        self.kl_reference, self.report_outcome, self.report = (), False, ()
         try:
             yield
         finally:
-            self.kl_reference, self.report_outcome = asked
+            self.kl_reference, self.report_outcome, self.report = asked
 
     def gaussian(
         self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor
@@ -188,12 +193,12 @@ class DiffusionPolicy(Policy):
         mean, std = self.stepper.distribution(output, x, table, noisy)
         return mean, std.expand(len(steps), *std.shape[1:])
 
-    def values(self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> Tensor | None:
-        """V (n,) of the states before `steps` (n,) of `rows` (n,), likewise; None without a critic."""
+    def worth(self, output: Tensor, transitions: DenoiseTransitions, rows: Tensor, steps: Tensor) -> Worth:
+        """V (n,) of the states before `steps` (n,) of `rows` (n,), likewise; nothing without a critic."""
         if self.critic is None:
-            return None
+            return Worth()
         x, progress = transitions.seen[rows, steps], steps / (transitions.latents.shape[1] - 1)
-        return values_of(self.critic, features(x, output, progress))
+        return self.critic.worth(features(x, output, progress))
 
     def divergence(self, means: Tensor, others: Tensor, stds: Tensor) -> Tensor:
         """KL (b, t) of Gaussians (b, t, ...) of the same deviation, 0 where that is."""

@@ -97,7 +97,8 @@ def draw(
         mask = torch.arange(noisy.shape[1], device=noisy.device).expand_as(noisy) == noisy.shape[1] - 1
     logprobs = torch.where(mask, policy.log_density(latents, means, stds), 0.0)
     rows, steps = (number.flatten() for number in torch.meshgrid(*map(torch.arange, mask.shape), indexing="ij"))
-    values = policy.values(torch.stack(record.guided, 1).flatten(0, 1), transitions, rows, steps.to(mask.device))
+    worth = policy.worth(torch.stack(record.guided, 1).flatten(0, 1), transitions, rows, steps.to(mask.device))
+    values = worth.values
     return Drawn(list(found.images), transitions, logprobs, mask, None if values is None else values.view(mask.shape))
 
 

@@ -81,8 +81,8 @@ class DenoiseTransitions(Transitions):
     def __len__(self) -> int:
         return len(self.latents)
 
-    @staticmethod
-    def joined(parts: Sequence[DenoiseTransitions]) -> DenoiseTransitions:
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """Rows of several recordings of one sampler, in order.
 
         Raises:

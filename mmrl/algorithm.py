@@ -1,5 +1,4 @@
-"""An algorithm is a record of parts; each part is its own config. A paper is a composition of these in
-YAML, or one new file beside its siblings. See docs/add-an-algorithm.md."""
+"""An algorithm is a record of parts, each its own config; a paper is a composition in YAML, or one new file."""
 
 from __future__ import annotations
 
@@ -10,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmrl.part import Part
+from mmrl.statistics import Statistic, asked
 from mmrl.types import Batch, Evaluation, Rollout
 
 Stats = dict[str, Tensor]
@@ -24,67 +25,73 @@ class Credit:
     returns: Tensor | None = None  # (B, T), targets of a critic
 
 
-class Shaper(abc.ABC):
-    """Changes rewards before credit is assigned."""
-
-    needs_reference: bool = False
+class Shaper(Part, abc.ABC):
+    """Changes rewards before credit is assigned; called once a rollout."""
 
     @abc.abstractmethod
     def __call__(self, rollout: Rollout) -> Rollout:
         """The rollout with other rewards."""
 
 
-class Advantage(abc.ABC):
+class Advantage(Part, abc.ABC):
     """Rewards to credit, on whole groups of all ranks."""
 
     @abc.abstractmethod
     def __call__(self, rollout: Rollout) -> Credit:
         """Credit of every decision, no gradient."""
 
-    def state_dict(self) -> dict[str, object]:
-        """What it remembers of past rollouts, as JSON."""
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:  # noqa: B027  most remember nothing
-        """Remember what `state_dict` told."""
-
-
-class Surrogate(abc.ABC):
+class Surrogate(Part, abc.ABC):
     """A policy-gradient loss per decision."""
 
     whole_trajectories: bool = False
     """Whether a loss needs all decisions of a trajectory at once, so that windows are not allowed."""
+    whole_groups: bool = False
+    """Whether it needs all trajectories of a group at once."""
+    silent_at_zero: bool = True
+    """Whether a decision of advantage 0 has no gradient, so that it need not be computed."""
 
     @abc.abstractmethod
     def __call__(self, logprobs: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
         """Loss (b, t) to be minimised, with gradient, and statistics."""
 
 
-class Selector(abc.ABC):
+class Selector(Part, abc.ABC):
     """Weights on decisions, planned once on the whole rollout of all ranks, no gradient."""
 
     shrinks_denominator: bool = False
     """True: a decision of weight 0 also leaves the mean. False: it stays, so the step is smaller."""
+    per_micro_batch: bool = False
+    """Whether it weighs by `again`, among all the decisions of a micro-batch."""
 
     @abc.abstractmethod
     def plan(self, rollout: Rollout, credit: Credit) -> Tensor:
         """Weights (B, T), 0 or more."""
 
+    def again(self, logprobs: Tensor, batch: Batch) -> Tensor | None:
+        """Weights (b, t) of one micro-batch, of the policy as it is now; they never shrink the denominator, which is
+        counted before. None, as most: what was planned is all."""
+        return None
 
-class Regulariser(abc.ABC):
+
+class Regulariser(Part, abc.ABC):
     """A penalty per decision, already multiplied by its coefficient."""
 
-    needs_reference: bool = False
-    needs_entropy: bool = False
-    needs_outcome: bool = False
-    needs_exact_kl: bool = False
+    @property
+    def only_where(self) -> str | None:
+        """Which of its notes (B, T) bool is True wherever it acts; None: it may act anywhere."""
+        return None
+
+    def plan(self, rollout: Rollout, credit: Credit) -> dict[str, Tensor]:
+        """What it wants to find in `Batch.stats`, by name (B, T): planned once on the whole rollout of all ranks."""
+        return {}
 
     @abc.abstractmethod
     def __call__(self, evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Stats]:
         """Penalty (b, t) with gradient, and statistics."""
 
 
-class ValueLoss(abc.ABC):
+class ValueLoss(Part, abc.ABC):
     """A critic's loss per decision."""
 
     @abc.abstractmethod
@@ -116,30 +123,47 @@ class Algorithm:
     """Of trajectories that an older policy drew; null: the same surrogate."""
 
     @property
+    def parts(self) -> tuple[Part, ...]:
+        """All that may need something; an aggregate never does."""
+        critic = () if self.value_loss is None else (self.value_loss,)
+        other = () if self.replayed is None else (self.replayed,)
+        return (*self.shapers, self.advantage, *self.selectors, self.surrogate, *other, *self.regularisers, *critic)
+
+    @property
     def needs_reference(self) -> bool:
         """Whether any part reads `ref_logprobs`."""
-        shaped = any(part.needs_reference for part in self.shapers)
-        return shaped or any(part.needs_reference for part in self.regularisers)
+        return any(part.needs_reference for part in self.parts)
 
     @property
     def needs_entropy(self) -> bool:
         """Whether any part needs the policy's entropy with gradient."""
-        return any(part.needs_entropy for part in self.regularisers)
+        return any(part.needs_entropy for part in self.parts)
 
     @property
     def needs_outcome(self) -> bool:
         """Whether any part differentiates the reward of the outcome."""
-        return any(part.needs_outcome for part in self.regularisers)
+        return any(part.needs_outcome for part in self.parts)
 
     @property
     def needs_exact_kl(self) -> bool:
         """Whether any part reads `Evaluation.exact_kl`."""
-        return any(part.needs_exact_kl for part in self.regularisers)
+        return any(part.needs_exact_kl for part in self.parts)
+
+    @property
+    def plans_on(self) -> tuple[Statistic, ...]:
+        """Statistics of the acting policy that parts want in the rollout."""
+        return asked(statistic for part in self.parts for statistic in part.plans_on)
+
+    @property
+    def reads(self) -> tuple[Statistic, ...]:
+        """Statistics of the policy as it is that parts want in every evaluation."""
+        return asked(statistic for part in self.parts for statistic in part.reads)
 
     @property
     def skips_zero_advantage(self) -> bool:
-        """Whether a decision of zero advantage has zero gradient: no penalty and no critic acts on it."""
-        return not self.regularisers and self.value_loss is None
+        """Whether a decision of zero advantage that no penalty has noted has no say."""
+        read = any(selector.per_micro_batch for selector in self.selectors) or self.value_loss is not None
+        return self.surrogate.silent_at_zero and not read and all(part.only_where for part in self.regularisers)
 
     def shape(self, rollout: Rollout) -> Rollout:
         """The rollout after every shaper, in order."""
@@ -173,13 +197,50 @@ class Algorithm:
         replayed, _ = self.replayed(logprobs, batch)
         return torch.where(batch.replayed[:, None], replayed, found), stats
 
-    def weigh(self, rollout: Rollout, credit: Credit) -> tuple[Tensor, Tensor]:
-        """Weights (B, T) of all selectors together, and the mask that counts in the denominator."""
+    def weigh(self, rollout: Rollout, credit: Credit) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Weights (B, T) of all selectors together, the mask that counts in the denominator, and on how many trained
+        decisions each had something to say."""
         weights = torch.ones_like(rollout.logprobs)
-        counted = rollout.mask
+        counted, touched = rollout.mask, {}
         for selector in self.selectors:
             planned = selector.plan(rollout, credit)
             weights = weights * planned
+            touched[f"plan/{type(selector).__name__}"] = float((rollout.mask & (planned != 1)).sum())
             if selector.shrinks_denominator:
                 counted = counted & (planned > 0)
-        return weights, counted
+        return weights, counted, touched
+
+    def note(self, rollout: Rollout, credit: Credit) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What penalties want to find in every batch (B, T), and how many trained decisions each of them chose."""
+        notes: dict[str, Tensor] = {}
+        chosen: dict[str, float] = {}
+        for regulariser in self.regularisers:
+            for name, noted in regulariser.plan(rollout, credit).items():
+                notes[name] = noted
+                if noted.dtype == torch.bool:
+                    chosen[f"plan/{name}"] = float((rollout.mask & noted).sum())
+        return notes, chosen
+
+    def again(self, logprobs: Tensor, batch: Batch) -> Tensor:
+        """Weights (b, t) of what selectors say of one micro-batch."""
+        weights = torch.ones_like(logprobs)
+        for selector in self.selectors:
+            found = selector.again(logprobs.detach(), batch)
+            weights = weights if found is None else weights * found
+        return weights.detach()
+
+    def state_dict(self) -> dict[str, object]:
+        """What its parts remember, each under its place and class; the advantage's is kept apart."""
+        return {key: state for key, part in self._named() if (state := part.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Remember what `state_dict` told; a part that was not there then starts anew."""
+        for key, part in self._named():
+            if key in state:
+                found = state[key]
+                assert isinstance(found, Mapping)
+                part.load_state_dict(found)
+
+    def _named(self) -> list[tuple[str, Part]]:
+        others = (part for part in self.parts if part is not self.advantage)
+        return [(f"{number}.{type(part).__name__}", part) for number, part in enumerate(others)]

@@ -3,8 +3,8 @@ never change the gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ class UpdateConfig:
     """How often and in what portions a rollout is used. `micro_rows` bounds memory and never changes the
     gradient; a group is split only if it alone has more rows. `micro_steps` cuts trajectories into windows. Before its
     `epochs` come `critic_epochs` of the value loss alone; they end early, before a step, once the approximate KL to the
-    acting policy is above `max_kl` (as in Stable-Baselines3's PPO, there 1.5 x target_kl)."""
+    acting policy is above `max_kl` (as in Stable-Baselines3's PPO, there 1.5 x target_kl). With `rescore` the old
+    log-probs are those of the policy before the update, not of the one that acted (POIS, UloRL, arXiv 2507.19766);
+    where the trainer is not of float32 they are so in any case."""
 
     epochs: int = 1
     minibatches: int = 1
@@ -30,6 +32,7 @@ class UpdateConfig:
     max_grad_norm: float = 1.0
     critic_epochs: int = 0
     max_kl: float | None = None
+    rescore: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches", "micro_rows"):
@@ -55,6 +58,8 @@ class Plan:
     weights: Tensor  # (B, T)
     counted: Tensor  # (B, T) bool: what denominators count
     active: Tensor  # (B,) bool: rows whose gradient can be other than zero
+    notes: Mapping[str, Tensor] = field(default_factory=dict)  # (B, T), what penalties planned
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def minibatches(plan: Plan, config: UpdateConfig, runtime: Runtime) -> Iterator[Tensor]:
@@ -80,6 +85,13 @@ def micro_batches(
     everyone, ledger = plan.ledger.rollout, plan.ledger
     scale = torch.zeros_like(everyone.logprobs)
     scale[rows] = algorithm.aggregate(plan.counted[rows])
+    if algorithm.surrogate.whole_groups:
+        largest = int(torch.unique(everyone.group_ids, return_counts=True)[1].max())
+        if largest > config.micro_rows:
+            raise ValueError(
+                f"train.update.micro_rows is {config.micro_rows}, and {type(algorithm.surrogate).__name__} needs whole "
+                f"groups, here of {largest}: give at least as many"
+            )
     shares = [_pack(everyone.group_ids, rows & plan.active, ledger.rows_of(r), config.micro_rows)
               for r in range(len(ledger.rows_per_rank))]  # fmt: skip
     own, start = shares[ledger.rank], ledger.rows_of(ledger.rank).start
@@ -119,7 +131,7 @@ def _batch(
     mask = everyone.mask[chosen, begin:end] & (not empty)
 
     def cut(tensor: Tensor) -> Tensor:
-        return torch.where(mask, tensor[chosen, begin:end], 0.0)
+        return tensor[chosen, begin:end].masked_fill(~mask, 0)
 
     def cut_if(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else cut(tensor)
@@ -134,7 +146,10 @@ def _batch(
         weights=cut(plan.weights),
         group_ids=everyone.group_ids[chosen],
         ref_logprobs=cut_if(everyone.ref_logprobs),
+        behaviour_logprobs=cut_if(everyone.behaviour_logprobs),
         returns=cut_if(plan.credit.returns),
         old_values=cut_if(everyone.values),
         replayed=None if everyone.replayed is None else everyone.replayed[chosen],
+        rewards=everyone.returns()[chosen],
+        stats={name: cut(tensor) for name, tensor in {**everyone.stats, **plan.notes}.items()},
     )

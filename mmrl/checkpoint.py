@@ -49,6 +49,8 @@ class State:
     samples: int = 0
     collector: dict[str, object] = field(default_factory=dict)
     advantage: dict[str, object] = field(default_factory=dict)
+    parts: dict[str, object] = field(default_factory=dict)
+    """What the other parts of the algorithm remember."""
     eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
     eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
     parity: dict[str, float] = field(default_factory=dict)

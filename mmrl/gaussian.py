@@ -35,6 +35,11 @@ def kl(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor, reducti
     return _reduce(0.5 * (ratio.square() + distance.square() - 1.0) - ratio.log(), mean, reduction)
 
 
+def reduced(per_dimension: Tensor, reduction: Reduction) -> Tensor:
+    """A number of each dimension (b, t, ...) as one of the whole decision (b, t)."""
+    return _reduce(per_dimension, per_dimension, reduction)
+
+
 def _reduce(per_dimension: Tensor, like: Tensor, reduction: Reduction) -> Tensor:
     flat = torch.broadcast_to(per_dimension, like.shape).flatten(2)
     return flat.sum(-1) if reduction == "sum" else flat.mean(-1)

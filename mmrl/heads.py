@@ -11,15 +11,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmrl.bins import Bins
+
 HEADS = "heads.safetensors"
 """The file that a domain keeps its heads in, beside the weights of its policy."""
 
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """Widths of the hidden layers of V(s). What it reads of a state is the domain's to say."""
+    """Widths of the hidden layers of V(s). What it reads of a state is the domain's to say. With `bins` it classifies
+    (`mmrl.hl_gauss`), and says the middle of their range at first instead of 0."""
 
     widths: tuple[int, ...] = (128, 128)
+    bins: Bins | None = None
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -44,9 +48,34 @@ class Perceptron(nn.Module):
         return found
 
 
-def make_critic(config: CriticConfig | None, features: int, generator: torch.Generator | None) -> Perceptron | None:
+class Critic(Perceptron):
+    """V of features (..., F): a number, or a distribution over bins."""
+
+    def __init__(self, features: int, config: CriticConfig, generator: torch.Generator | None) -> None:
+        self.bins = config.bins
+        outputs = 1 if config.bins is None else config.bins.count
+        super().__init__((features, *config.widths, outputs), generator)
+
+    def worth(self, features: Tensor) -> Worth:
+        """Of states by their features (..., F), to which no gradient goes."""
+        found = self(features.detach()).float()
+        if self.bins is None:
+            return Worth(found[..., 0])
+        return Worth(self.bins.values(found), found, self.bins)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a critic says of states."""
+
+    values: Tensor | None = None  # (...); None without a critic
+    logits: Tensor | None = None  # (..., bins)
+    bins: Bins | None = None
+
+
+def make_critic(config: CriticConfig | None, features: int, generator: torch.Generator | None) -> Critic | None:
     """V of so many features; None where the config wants none."""
-    return None if config is None else Perceptron((features, *config.widths, 1), generator)
+    return None if config is None else Critic(features, config, generator)
 
 
 def load_head(head: nn.Module, file: Path, name: str = "") -> bool:
@@ -65,14 +94,6 @@ def load_head(head: nn.Module, file: Path, name: str = "") -> bool:
         raise ValueError(f"{file} holds a {name.rstrip('.') or 'critic'} of the shapes {there}, not {wanted}")
     head.load_state_dict(own)
     return True
-
-
-def values_of(critic: Perceptron | None, features: Tensor) -> Tensor | None:
-    """V (...) of states by their features (..., F), to which no gradient goes; None without a critic."""
-    if critic is None:
-        return None
-    found: Tensor = critic(features.detach())
-    return found[..., 0].float()
 
 
 def initialise(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -5,7 +5,8 @@
 | rollout/reward_mean, rollout/reward_std | of the trajectories of this step |
 | rollout/length_mean | living decisions a trajectory |
 | rollout/zero_spread_groups | share of groups whose rewards are all the same: nothing to learn from |
-| rollout/entropy | mean entropy of the policy where it acted |
+| rollout/entropy | mean entropy of the policy where it acted; so other statistics that parts asked for |
+| plan/<part> | decisions that a selector weighs otherwise than by 1, or that a penalty chose |
 | rollout/failed_rows | share of trajectories that failed |
 | rollout/truncated | share of decisions that are in answers cut by the length limit |
 | reward/<part> | mean of one part of the reward, before its weight |

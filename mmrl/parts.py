@@ -8,6 +8,7 @@ import torch
 
 from mmrl.algorithm import Algorithm
 from mmrl.batching import UpdateConfig
+from mmrl.statistics import TOLD
 from mmrl.types import Collector, Evaluator, Policy
 
 
@@ -38,6 +39,17 @@ class Parts:
         policy, algorithm = self.policy, self.algorithm
         if (algorithm.needs_reference or algorithm.needs_exact_kl) and self.reference is None:
             raise ValueError("the algorithm has a KL to the reference and the domain gave no reference policy")
+        for part in algorithm.parts:
+            if policy.noise is not None:
+                objection = part.objection(policy.noise)
+                if objection:
+                    told = f"the decisions of {type(policy).__name__} are {TOLD[policy.noise]}"
+                    raise ValueError(f"{told}, and {type(part).__name__} {objection}")
+            elif part.plans_on or part.reads:
+                raise ValueError(
+                    f"{type(part).__name__} reads {', '.join(s.name for s in (*part.plans_on, *part.reads))}, and "
+                    f"{type(policy).__name__} reports no statistics: define its `noise` and `Evaluation.stats`"
+                )
         windows = update.micro_steps is not None
         if windows and (algorithm.surrogate.whole_trajectories or not policy.windowable):
             raise ValueError(

@@ -14,7 +14,8 @@ class TrainConfig:
     """Steps of AdamW and how each uses its rollout. `cpu_budget_s` ends training earlier, after so many
     CPU seconds of it. `ema` is the decay of a moving average of the weights, which is then what is evaluated, saved
     and exported (null: none). `critic_lr` is the rate of a critic that is apart from its policy (null: the policy's),
-    and the first `critic_warmup` steps train it alone."""
+    and the first `critic_warmup` steps train it alone. With `resample` groups whose rewards are all the same give way
+    to others, of at most so many further rollouts (`mmrl.resampling`)."""
 
     steps: int = 100
     lr: float = 1e-5
@@ -26,10 +27,13 @@ class TrainConfig:
     ema: float | None = None
     critic_lr: float | None = None
     critic_warmup: int = 0
+    resample: int = 0
 
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}: give a decay between 0 and 1, such as 0.99, or null")
+        if self.resample < 0:
+            raise ValueError(f"train.resample is {self.resample}: give 0 (take groups as they come) or more")
         if self.critic_warmup < 0 or (self.critic_lr is not None and self.critic_lr <= 0):
             raise ValueError(
                 f"train.critic_warmup is {self.critic_warmup} and train.critic_lr is {self.critic_lr}: give 0 or more, "
@@ -44,14 +48,18 @@ class EvaluateConfig:
     """Held-out evaluation before, after, and `every` so many steps between (null: never between). `samples` of them
     are written for people to look at. `metrics` are measured beside the domain's own, and never trained on: reward
     functions or dotted paths of plain functions, by name. `by` names a column of the data: the first figure is then
-    also given for each of its values."""
+    also given for each of its values. With `attempts` before and after also pass@k up to so many, and how much they
+    differ (`mmrl.coverage`)."""
 
     every: int | None = 20
     samples: int = 12
     metrics: dict[str, RewardFunction | str] = field(default_factory=dict)
     by: str | None = None
+    attempts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.attempts is not None and self.attempts < 1:
+            raise ValueError(f"evaluate.attempts is {self.attempts}: give 1 or more, or null for no pass@k")
         if self.every is not None and self.every < 1:
             raise ValueError(f"evaluate.every is {self.every}: give 1 or more, or null for before and after alone")
 

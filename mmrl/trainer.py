@@ -18,9 +18,10 @@ from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
 from mmrl.parts import Parts
+from mmrl.resampling import collect
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
-from mmrl.scoring import score
+from mmrl.scoring import completed, reporting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
@@ -54,6 +55,7 @@ class Trainer:
         parts.to(runtime.device)
         parts.policy.report_entropy = parts.algorithm.needs_entropy
         parts.policy.report_outcome = parts.algorithm.needs_outcome
+        parts.policy.report = parts.algorithm.reads
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
         groups = parameter_groups(parts.policy, train.critic_lr, train.lr)
@@ -123,10 +125,9 @@ class Trainer:
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
         rollout = self._collect()
-        if parts.algorithm.needs_reference and parts.reference is not None:
-            with runtime.accelerator.autocast():  # as the policy itself is scored
-                scored = score(parts.reference, rollout, self.train.update.micro_rows)
-            rollout = rollout.with_(ref_logprobs=scored)
+        with runtime.accelerator.autocast():  # as the policy itself is scored
+            rows = self.train.update.micro_rows
+            rollout = completed(rollout, parts.policy, parts.reference, parts.algorithm, rows)
         collected = time.perf_counter()
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
         scale_rates(self.optimizer, lr)
@@ -148,8 +149,10 @@ class Trainer:
         """A rollout. Should it fail, on a reward say, the run is saved as it stood before this step."""
         parts, before = self.parts, self._position() if self.runtime.world == 1 else None
         try:
-            with acting(parts.policy), self.runtime.accelerator.autocast():
-                return parts.collector.collect(parts.policy, self.runtime.generator("collect"))
+            asked = reporting(parts.policy, parts.algorithm.plans_on)
+            with acting(parts.policy), self.runtime.accelerator.autocast(), asked:
+                generator = self.runtime.generator("collect")
+                return collect(parts.collector, parts.policy, generator, self.train.resample, self.runtime)
         except Exception:
             self._rescue(before)
             raise
@@ -210,6 +213,7 @@ class Trainer:
             return
         self.state.collector, generators = position
         self.state.advantage = self.parts.algorithm.advantage.state_dict()
+        self.state.parts = self.parts.algorithm.state_dict()
         if self.runtime.is_main:
             target, policy = self.folder.checkpoints, self.parts.policy
             checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average)
@@ -223,6 +227,7 @@ class Trainer:
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.collector.load_state_dict(self.state.collector)
         self.parts.algorithm.advantage.load_state_dict(self.state.advantage)
+        self.parts.algorithm.load_state_dict(self.state.parts)
         self.runtime.load_generator_states(generators)
 
     def _due(self, every: int | None) -> bool:

@@ -15,7 +15,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mmrl.well_formed import check_rollout
+from mmrl.bins import Bins
+from mmrl.finite import check_rollout
+from mmrl.statistics import Noise, Statistic
 
 
 class Transitions(abc.ABC):
@@ -32,6 +34,11 @@ class Transitions(abc.ABC):
     @abc.abstractmethod
     def __len__(self) -> int:
         """B, the number of trajectories."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Those of several rollouts as one, rows under each other; what is shorter is padded."""
+        raise ValueError(f"{cls.__name__} of several rollouts cannot be joined: set train.resample to 0")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,7 @@ class Rollout:
 
     def fresh(self) -> Tensor:
         """Which trajectories (B,) the policy of this step drew."""
-        living = self.alive.any(-1)
-        return living if self.replayed is None else living & ~self.replayed
+        return self.alive.any(-1) if self.replayed is None else self.alive.any(-1) & ~self.replayed
 
     def with_(self, **changes: object) -> Rollout:
         """A copy with some fields replaced."""
@@ -101,9 +107,13 @@ class Batch:
     weights: Tensor  # (b, t), from the selectors
     group_ids: Tensor  # (b,)
     ref_logprobs: Tensor | None = None  # (b, t)
+    behaviour_logprobs: Tensor | None = None  # (b, t)
     returns: Tensor | None = None  # (b, t), targets of a critic
     old_values: Tensor | None = None  # (b, t)
     replayed: Tensor | None = None  # (b,) bool
+    rewards: Tensor | None = None  # (b,), of whole trajectories, shaped
+    stats: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t): of the acting policy, and what parts planned
+    current: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t) with gradient: `Evaluation.stats`
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,9 @@ class Evaluation:
     stds: Tensor | None = None  # (b, t, ...)
     exact_kl: Tensor | None = None  # (b, t) with gradient, KL to `Policy.kl_reference` in closed form
     outcome_rewards: Tensor | None = None  # (b, t) with gradient, of the outcome of the last decision; else 0
+    stats: Mapping[str, Tensor] = field(default_factory=dict)  # name -> (b, t) with gradient: `Policy.report`
+    value_logits: Tensor | None = None  # (b, t, bins), where the critic classifies; values are then their mean
+    bins: Bins | None = None
 
 
 class Policy(nn.Module, abc.ABC):
@@ -130,6 +143,13 @@ class Policy(nn.Module, abc.ABC):
     """Set by the trainer when the algorithm needs `Evaluation.entropy`, or `.outcome_rewards`, with gradient."""
     kl_reference: tuple[Policy, ...] = ()
     """Likewise for `.exact_kl`: the reference, in a tuple since it is no part of the policy."""
+    report: tuple[Statistic, ...] = ()
+    """Likewise for `Evaluation.stats`, by name."""
+
+    @property
+    def noise(self) -> Noise | None:
+        """Where the spread of its decisions comes from; None where it does not say, and then reports no statistics."""
+        return None
 
     @abc.abstractmethod
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:

@@ -36,7 +36,7 @@ def update(
     critic_only: bool = False,
 ) -> dict[str, float]:
     """Improve `policy` (wrapped) on this rank's `rollout`, or only its critic; returns metrics over all ranks."""
-    if runtime.reduced_precision and not rollout.demonstration:
+    if (runtime.reduced_precision or config.rescore) and not rollout.demonstration:
         recomputed = score(policy, rollout, config.micro_rows)
         rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
     ledger = runtime.gather(rollout)
@@ -116,17 +116,23 @@ def make_plan(ledger: Ledger, algorithm: Algorithm) -> Plan:
     with torch.no_grad():
         shaped = algorithm.shape(ledger.rollout)
         credit = algorithm.assign(shaped)
-        weights, counted = algorithm.weigh(shaped, credit)
+        weights, counted, touched = algorithm.weigh(shaped, credit)
+        notes, chosen = algorithm.note(shaped, credit)
     moving = (credit.advantages * weights != 0) & shaped.mask
+    for part in algorithm.regularisers:
+        moving = moving | (notes[part.only_where] & shaped.mask) if part.only_where else moving
     active = moving.any(-1) if algorithm.skips_zero_advantage else shaped.mask.any(-1)
-    return Plan(Ledger(shaped, ledger.rows_per_rank, ledger.rank), credit, weights, counted, active)
+    everyone = Ledger(shaped, ledger.rows_per_rank, ledger.rank)
+    return Plan(everyone, credit, weights, counted, active, notes, {**touched, **chosen})
 
 
 def batch_loss(evaluation: Evaluation, batch: Batch, algorithm: Algorithm, tally: Tally) -> Tensor:
     """The share of one micro-batch in the loss of its minibatch."""
     logprobs = torch.where(batch.mask, evaluation.logprobs.float(), 0.0)
+    current = {name: torch.where(batch.mask, found.float(), 0.0) for name, found in evaluation.stats.items()}
+    batch = replace(batch, current=current)
     loss, stats = algorithm.loss(logprobs, batch)
-    loss = loss * batch.weights
+    loss = loss * batch.weights * algorithm.again(logprobs, batch)
     tally.add_masked("update", stats, batch.mask)
     for regulariser in algorithm.regularisers:
         penalty, stats = regulariser(evaluation, batch)
@@ -167,7 +173,7 @@ def tally_ratio(evaluation: Evaluation, batch: Batch, tally: Tally, first_pass: 
 def credit_metrics(plan: Plan) -> dict[str, float]:
     """How many decisions can teach anything, and how good the critic is."""
     rollout = plan.ledger.rollout
-    metrics = {"update/active_rows": float(plan.active.float().mean())}
+    metrics = {"update/active_rows": float(plan.active.float().mean()), **plan.metrics}
     if plan.credit.returns is not None and rollout.values is not None and int(rollout.mask.sum()) > 1:
         returns, values = plan.credit.returns[rollout.mask], rollout.values[rollout.mask]
         unexplained = (returns - values).var() / returns.var().clamp(min=1e-8)

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from mmrl.advantages import (
     GAE,
+    BatchScaled,
+    EntropyAware,
     GroupRelative,
+    HistoryMedian,
     LeaveOneOut,
     Likelihood,
     PromptHistory,
@@ -19,6 +22,7 @@ from mmrl.advantages import (
     ReinforcePlusPlusBaseline,
 )
 from mmrl.algorithm import Advantage
+from mmrl.shapers import Overlong
 from mmrl.types import Rollout
 from tests.toy import ToyTransitions
 
@@ -311,3 +315,59 @@ def test_gae_without_a_critic_says_what_to_do() -> None:
         GAE()(last([1.0]))
     with pytest.raises(ValueError, match=r"GAE.lam is 1.5: give a number from 0 to 1"):
         GAE(1.5)
+
+
+# ---- Lite PPO, AEPO, SPEAR, DAPO --------------------------------------------------------------------------
+
+
+def in_groups(rewards: list[list[float]], length: int = 1, **fields: object) -> Rollout:
+    """Groups of trajectories of `length` decisions, rewarded on the last."""
+    flat = torch.tensor([reward for group in rewards for reward in group])
+    blank = torch.zeros(len(flat), length)
+    groups = torch.tensor([number for number, group in enumerate(rewards) for _ in group])
+    laid = blank.clone()
+    laid[:, -1] = flat
+    alive = torch.ones_like(blank, dtype=torch.bool)
+    found = Rollout(
+        ToyTransitions(blank.long(), blank.long()), blank, alive, alive, laid, torch.ones_like(blank), groups
+    )
+    return found.with_(**fields)
+
+
+def test_lite_ppo_divides_by_the_spread_of_raw_rewards() -> None:
+    found = BatchScaled()(in_groups([[1.0, 0.0], [1.0, 1.0]])).advantages[:, 0]
+    torch.testing.assert_close(found, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-5, rtol=0)
+    assert BatchScaled()(in_groups([[1.0, 1.0]])).advantages.tolist() == [[0.0], [0.0]]
+
+
+def test_entropy_aware_credit() -> None:
+    """H = (0, 2): z = -+.7071, factors .8586 and 1.1414; far below the mean the credit ends, and keeps its sign."""
+    rollout = in_groups([[1.0], [0.0]], stats={"entropy": torch.tensor([[0.0], [2.0]])})
+    part = EntropyAware(base=Likelihood())
+    torch.testing.assert_close(part(rollout).advantages, torch.tensor([[0.8586], [1.1414]]), atol=1e-4, rtol=0)
+    assert float(EntropyAware(base=Likelihood(), alpha=5.0)(rollout).advantages[0]) == 0.0
+    flat = rollout.with_(stats={"entropy": torch.ones(2, 1)})
+    assert part(flat).advantages.tolist() == [[1.0], [1.0]]
+
+
+def test_the_median_of_history() -> None:
+    """Means (.2, .4, .9): 1 is worth .6, .3 nothing, and the next rollout is held against this one too."""
+    part = HistoryMedian()
+    part.load_state_dict({"means": [0.2, 0.4, 0.9]})
+    found = part(in_groups([[1.0], [0.3]])).advantages[:, 0]
+    torch.testing.assert_close(found, torch.tensor([0.6, 0.0]))
+    assert part.state_dict() == {"means": [pytest.approx(x) for x in (0.2, 0.4, 0.9, 1.0, 0.3)]}
+    both = HistoryMedian(positive_only=False, buffer=2)
+    first = both(in_groups([[1.0], [0.0], [0.2]])).advantages[:, 0]
+    torch.testing.assert_close(first, torch.tensor([0.8, -0.2, 0.0]))
+    assert both.state_dict() == {"means": [0.0, pytest.approx(0.2)]}
+
+
+def test_the_soft_overlong_punishment() -> None:
+    """Limit 10, buffer 4: of 8 decisions -.5, of 6 nothing, of 12 all of it; on the last one."""
+    for length, cost in ((6, 0.0), (8, -0.5), (10, -1.0), (12, -1.0)):
+        found = Overlong(limit=10, buffer=4)(in_groups([[1.0]], length)).rewards[0]
+        assert float(found[-1]) == pytest.approx(1.0 + cost)
+        assert float(found[:-1].abs().sum()) == 0.0
+    with pytest.raises(ValueError, match="0 < buffer <= limit"):
+        Overlong(limit=4, buffer=5)

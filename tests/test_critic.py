@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 from mmrl.advantages import GAE, GroupRelative
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
+from mmrl.bins import Bins
+from mmrl.heads import CriticConfig, make_critic
+from mmrl.hl_gauss import HLGauss
 from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.settings import TrainConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import EvaluateConfig, LoggingConfig, Parts, Trainer
-from mmrl.types import Estimate, Policy
+from mmrl.types import Estimate, Evaluation, Policy
 from mmrl.update import UpdateConfig, update
 from mmrl.value_loss import ValueRegression
+from tests.test_surrogates import batch_of
 from tests.toy import (
     STATES,
     CategoricalPolicy,
@@ -183,3 +188,50 @@ def test_bad_settings_of_a_critic_are_refused(fields: dict[str, float]) -> None:
         UpdateConfig(critic_epochs=-1)
     with pytest.raises(ValueError, match="max_kl is 0"):
         UpdateConfig(max_kl=0.0)
+
+
+# ---- a critic that classifies -----------------------------------------------------------------------------
+
+
+def test_hl_gauss_targets_are_shares_of_a_normal() -> None:
+    """Five bins of width 0.2, a return of 0.5: symmetric, of the cumulative normal, and the mean is the return."""
+    bins = Bins(0.0, 1.0, 5)
+    target = bins.targets(torch.tensor([0.5], dtype=torch.float64), 0.15)
+    normal = torch.distributions.Normal(torch.tensor(0.5, dtype=torch.float64), 0.15)
+    edges = torch.linspace(0, 1, 6, dtype=torch.float64)
+    shares = normal.cdf(edges[1:]) - normal.cdf(edges[:-1])
+    torch.testing.assert_close(target[0], shares / shares.sum())
+    torch.testing.assert_close(bins.values(target.log()), torch.tensor([0.5], dtype=torch.float64))
+    beyond = bins.targets(torch.tensor([7.0, 1.0]), 0.15)
+    torch.testing.assert_close(beyond[0], beyond[1])
+
+
+def test_hl_gauss_learns_returns_and_its_gradient_is_bounded() -> None:
+    bins = Bins(-1.0, 1.0, 21)
+    returns = torch.tensor([[-0.7, 0.0, 0.4, 0.9]])
+    logits = torch.zeros(1, 4, 21, requires_grad=True)
+    batch = replace(batch_of(torch.zeros(1, 4), torch.zeros(1, 4)), returns=returns)
+    optimizer = torch.optim.Adam([logits], lr=0.2)
+    for _ in range(300):
+        error, stats = HLGauss(coef=1.0)(Evaluation(torch.zeros(1, 4), value_logits=logits, bins=bins), batch)
+        optimizer.zero_grad()
+        error.sum().backward()
+        assert logits.grad is not None
+        assert float(logits.grad.abs().sum(-1).max()) <= 2.0  # a difference of two distributions
+        optimizer.step()
+    torch.testing.assert_close(bins.values(logits.detach()), returns, atol=0.02, rtol=0)
+    assert float(stats["value_error"].max()) < 1e-3
+    with pytest.raises(ValueError, match=r"policy\.critic\.bins"):
+        HLGauss()(Evaluation(torch.zeros(1, 4)), batch)
+
+
+def test_a_critic_with_bins_says_the_middle_of_their_range_first() -> None:
+    critic = make_critic(CriticConfig((4,), Bins(0.0, 3.0, 6)), 2, None)
+    assert critic is not None
+    worth = critic.worth(torch.randn(5, 2))
+    assert worth.values is not None
+    torch.testing.assert_close(worth.values, torch.full((5,), 1.5))
+    assert worth.logits is not None
+    assert worth.logits.shape == (5, 6)
+    with pytest.raises(ValueError, match="give low < high"):
+        Bins(1.0, 1.0)

@@ -13,6 +13,7 @@ import torch
 from mmrl.testing import ContractError, check_reward
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import Part, RewardError, WeightedSum
+from rewards.consistency import ConsistentAnswer
 from rewards.text import AnswerMatch, ExactMatch, TagFormat, tagged
 from tests.toy import RightActions
 
@@ -246,3 +247,24 @@ class Fragile(RewardFunction):
 def test_check_reward_bites(function: RewardFunction, message: str) -> None:
     with pytest.raises(ContractError, match=message):
         check_reward(function, TWO)
+
+
+@dataclass(frozen=True)
+class Verdicts(RewardFunction):
+    """A judge that says what the column `verdict` says; None: it does not apply."""
+
+    def __call__(self, samples: Samples) -> Scores:
+        found = samples.columns["verdict"]
+        return Scores(torch.tensor([float(v or 0) for v in found]), torch.tensor([v is not None for v in found]))
+
+
+def test_a_right_answer_is_worth_more_where_its_thought_leads_there() -> None:
+    """The table of R1-Reward: 2, 1, 1.5, 0.5 and, without the form, 1.5."""
+    right, wrong = "<think>t</think><answer>a</answer>", "<think>t</think><answer>b</answer>"
+    samples = Samples(
+        [right, right, right, wrong, "<answer>a</answer>"],
+        {"answer": ["a"] * 5, "verdict": [1.0, 0.0, None, 1.0, 1.0]},
+    )
+    scores = ConsistentAnswer(Verdicts())(samples)
+    assert scores.values.tolist() == [2.0, 1.0, 1.5, 0.5, 1.5]
+    assert set(scores.parts) == {"right", "format", "consistent"}

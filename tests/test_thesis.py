@@ -115,6 +115,73 @@ def test_kl_in_closed_form_where_a_domain_knows_it() -> None:
     assert second["update/kl"] > 0
 
 
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_a_critic_that_classifies_is_a_config_in_every_domain(domain: str) -> None:
+    bins = ["policy.critic.bins={low: -2.0, high: 2.0, count: 21}", "algorithm.value_loss=mmrl.hl_gauss.HLGauss"]
+    first, second = trained(domain, "ppo", *bins)
+    assert first["update/value_error"] > 0
+    assert second["update/grad_norm"] > 0
+    assert second["parity/logprob_diff_max"] <= PARITY_LIMIT
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_decided_groups_give_way_in_every_domain(domain: str) -> None:
+    """Rollouts of several rounds are joined, and every decision is scored again as it was recorded."""
+    first, second = trained(domain, "grpo", "train.resample=2", "rollout.group=2")
+    for line in (first, second):
+        assert line["parity/logprob_diff_max"] <= PARITY_LIMIT
+        assert line["parity/first_pass_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+
+
+PARTS = {
+    "clip_cov": ["algorithm.selectors=[{class_path: mmrl.selectors.ClipCov, init_args: {within_step: true, low: 0.01, "
+                 "high: 1.0e+9, share: 0.1}}]"],
+    "kl_cov": ["algorithm.surrogate=mmrl.surrogates.Importance",
+               "algorithm.regularisers=[{class_path: mmrl.regularisers.KLCov, init_args: {within_step: true, share: 0.1}}]"],
+    "outliers": ["algorithm.selectors=[{class_path: mmrl.selectors.DropOutliers, init_args: {limit: 1.0}}]"],
+    "lp_reg": ["algorithm.regularisers=[{class_path: mmrl.regularisers.LpReg, init_args: {share: 0.9, kappa: 1.0e-6}}]"],
+    "lite_ppo": ["algorithm.advantage=mmrl.advantages.BatchScaled"],
+    "gppo": ["algorithm.surrogate=mmrl.surrogates.GPPO"],
+    "pre_clip": ["algorithm.surrogate=mmrl.surrogates.PreClip"],
+    "tis": ["train.update.rescore=true", "algorithm.selectors=[mmrl.selectors.TruncatedImportance]"],
+    "pacs": ["algorithm.surrogate={class_path: mmrl.surrogates.PACS, init_args: {mean: true, beta: 0.01, right: 0.0}}"],
+    "dpo": ["algorithm.surrogate=mmrl.surrogates.DPO"],
+}  # fmt: skip
+"""Parts that are defined for any decisions (docs/paper-index.md), the same words everywhere."""
+BY_ENTROPY = {
+    "forking": "algorithm.selectors=[mmrl.selectors.ForkingTokens]",
+    "steer": "algorithm.selectors=[mmrl.selectors.Steer]",
+    "siren": "algorithm.regularisers=[{class_path: mmrl.regularisers.Siren, init_args: {mass: 1.0}}]",
+    "aepo": "algorithm.advantage=mmrl.advantages.EntropyAware",
+}
+
+
+@pytest.mark.parametrize("domain", ["diffusion", "vla"])  # vision: configs/compare/entropy.yaml
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_run_unchanged_beyond_tokens(domain: str, part: str) -> None:
+    first, second = trained(domain, "grpo", *PARTS[part], "rollout.group=4")
+    assert first["parity/logprob_diff_max"] <= PARITY_LIMIT
+    if part == "pacs":  # of one class, as all of these, there is no gradient until scores differ
+        assert 0.0 <= second["update/pacs_accuracy"] <= 1.0
+        return
+    assert second["update/grad_norm"] > 0
+    chosen = {name: value for line in (first, second) for name, value in line.items() if name.startswith("plan/")}
+    if part in ("clip_cov", "kl_cov", "lp_reg"):
+        assert max(chosen.values()) > 0
+
+
+@pytest.mark.parametrize("part", BY_ENTROPY)
+def test_parts_that_read_entropy_serve_learned_spreads_and_refuse_scheduled_ones(
+    part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, second = trained("vla", "grpo", BY_ENTROPY[part])
+    assert second["update/grad_norm"] > 0
+    assert mmrl(["train", *words("diffusion", "grpo"), BY_ENTROPY[part], "--run", "refused"]) != 0
+    said = capsys.readouterr().err
+    assert "the decisions of DiffusionPolicy are Gaussians whose spread a schedule sets" in said
+    assert "docs/paper-index.md" in said
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_algorithm_is_the_same_to_the_last_key(algorithm: str) -> None:
     found = [yaml.safe_load(load(*_split(words(domain, algorithm))).resolved) for domain in DOMAINS]

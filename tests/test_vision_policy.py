@@ -261,7 +261,7 @@ def test_entropy_is_reported_when_asked_for(qwen):
     assert policy(drawn.transitions, steps).entropy is None
     policy.report_entropy = True
     entropy = policy(drawn.transitions, steps).entropy
-    torch.testing.assert_close(entropy[drawn.alive], drawn.entropy[drawn.alive], atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy[drawn.alive], drawn.stats["entropy"][drawn.alive], atol=1e-5, rtol=0)
 
 
 def test_end_of_sequence_ends_a_row_and_counts(qwen):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmrl.keys import TrainingKeys
 from mmrl.metrics import wilson
 from mmrl.runtime import Runtime
+from mmrl.statistics import of_categorical, of_gaussian
 from mmrl.trainer import Parts
 from mmrl.types import (
     Collector,
@@ -52,6 +53,10 @@ class ToyTransitions(Transitions):
 
     def __len__(self) -> int:
         return len(self.states)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        return cls(torch.cat([part.states for part in parts]), torch.cat([part.actions for part in parts]))
 
     def at(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """States and actions of the decisions `steps` (b, t)."""
@@ -86,6 +91,8 @@ class ToyPolicy(Policy):
 
 
 class CategoricalPolicy(ToyPolicy):
+    noise = "categorical"
+
     def __init__(self, config: ToyPolicyConfig) -> None:
         super().__init__(ACTIONS, config)
 
@@ -95,7 +102,8 @@ class CategoricalPolicy(ToyPolicy):
         logits = self.head(features).log_softmax(-1)
         entropy = -(logits.exp() * logits).sum(-1) if self.report_entropy else None
         logprobs = logits.gather(-1, actions[..., None])[..., 0]
-        return Evaluation(logprobs, entropy, self.values(features))
+        stats = of_categorical(self.report, logits, actions)
+        return Evaluation(logprobs, entropy, self.values(features), stats=stats)
 
     def act(self, states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Actions (b,) for states (b,), and their log-probs."""
@@ -105,6 +113,8 @@ class CategoricalPolicy(ToyPolicy):
 
 
 class GaussianPolicy(ToyPolicy):
+    noise = "learned"
+
     def __init__(self, config: ToyPolicyConfig) -> None:
         super().__init__(SIZE, config)
         self.log_std = nn.Parameter(torch.full((SIZE,), -0.5))
@@ -116,7 +126,8 @@ class GaussianPolicy(ToyPolicy):
         stds = self.log_std.exp().expand_as(means)
         density = torch.distributions.Normal(means, stds)
         entropy = density.entropy().sum(-1) if self.report_entropy else None
-        return Evaluation(density.log_prob(actions).sum(-1), entropy, self.values(features), means, stds)
+        stats = {n: found.sum(-1) for n, found in of_gaussian(self.report, actions, means, stds).items()}
+        return Evaluation(density.log_prob(actions).sum(-1), entropy, self.values(features), means, stds, stats=stats)
 
     def act(self, states: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         means = self.head(self.features(states))

@@ -89,7 +89,7 @@ class AnswerCollector(Collector):
         several = {} if self.config.turns == 1 else {"turns": turns[:, None].expand_as(held.alive)}
         return answered(held.transitions, held.logprobs, held.alive, scores, groups).with_(
             prompt_ids=torch.tensor(list(numbers), device=device).repeat_interleave(self.config.group),
-            stats={"entropy": held.entropy, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
+            stats={**held.stats, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
             values=held.values,
             last_value=None if held.values is None else held.values.new_zeros(len(held.values)),  # rewarded as it is
         )

@@ -5,7 +5,7 @@ One turn is the same with a limit of 1; without a tool there is nothing to answe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class Held:
     conversations: tuple[Conversation, ...]  # B
     transitions: Transitions  # B
     logprobs: Tensor  # (B, T) float32
-    entropy: Tensor  # (B, T)
+    stats: Mapping[str, Tensor]  # name -> (B, T), as when they were drawn
     alive: Tensor  # (B, T) bool
     truncated: Tensor  # (B,) bool: a turn met its limit before its end, or the next one would not have fitted
     values: Tensor | None  # (B, T); None without a critic
@@ -129,9 +129,7 @@ def _joined(
     first = drawn[0]
     truncated = truncated.to(first.alive.device)
     if len(drawn) == 1:
-        return Held(
-            conversations, first.transitions, first.logprobs, first.entropy, first.alive, truncated, first.values
-        )
+        return Held(conversations, first.transitions, first.logprobs, first.stats, first.alive, truncated, first.values)
     rows = [torch.tensor(row, device=first.alive.device) for row in turns]
     lengths = [turn.alive.sum(-1) for turn in drawn]
     total = torch.zeros_like(lengths[0])
@@ -148,7 +146,7 @@ def _joined(
         conversations,
         transitions,
         transitions.spread([turn.logprobs for turn in drawn], width),
-        transitions.spread([turn.entropy for turn in drawn], width),
+        {name: transitions.spread([turn.stats[name] for turn in drawn], width) for name in first.stats},
         torch.arange(width, device=total.device) < total[:, None],
         truncated,
         transitions.spread(values, width) if values else None,

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from mmrl.coverage import answer_entropy, pass_at_k, powers_of_two
+from mmrl.masked import masked_mean
 from mmrl.metrics import mean_of, wilson
 from mmrl.types import Estimate, Evaluator, Policy, RewardFunction, Scores
 from rewards.compose import WeightedSum, checked
@@ -37,6 +39,7 @@ class AnswerEvaluator(Evaluator):
     - `format`: share of greedy answers in the asked form;
     - `thought_agrees`: share of thoughts that can be parsed and fit the answer given, right or wrong;
     - `accuracy_<set>`: on transfer sets; `accuracy[<value>]`: of the rows with this value of the column `by`;
+    - with `attempts`: `pass@k` of so many answers at temperature 1, and `answer_entropy` and `token_entropy` of them;
     - everything in `metrics`, of the greedy answers. One that is called `accuracy` takes the place of the built-in.
       With a `tool` also as `<name>_image_shuffled`: what is written about another picture, beside the example's own.
     """
@@ -50,6 +53,7 @@ class AnswerEvaluator(Evaluator):
     metrics: Mapping[str, RewardFunction] = field(default_factory=dict)
     by: str | None = None
     tool: Tool | None = None
+    attempts: int | None = None
     made: Callable[[], Sequence[tuple[str, Image.Image]]] | None = None
     """The newest pictures that were made while training, with their descriptions, for people to look at."""
 
@@ -88,7 +92,28 @@ class AnswerEvaluator(Evaluator):
             found["thought_agrees"] = agreement
         for name, (examples, encode) in self.transfer.items():
             found[f"accuracy_{name}"] = self._accuracy(examples, self.answers(policy, examples, encode, None))
-        return found
+        return found | (self._coverage(policy, self.attempts, generator) if self.attempts is not None else {})
+
+    def between(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
+        return replace(self, attempts=None).evaluate(policy, generator)
+
+    def _coverage(self, policy: VisionPolicy, attempts: int, generator: torch.Generator) -> dict[str, Estimate]:
+        """What `attempts` answers to each question come to, over questions."""
+        right, of_answers, of_tokens = [], [], []
+        portion = max(1, ROWS // attempts)
+        for start in range(0, len(self.examples), portion):
+            chosen = self.examples[start : start + portion]
+            held = converse(policy, self.encode, chosen, attempts, self.limits, self.tool, generator)
+            scores = self.right([example for example in chosen for _ in range(attempts)], held.conversations)
+            right.append((scores.values >= 1).view(-1, attempts))
+            answers = [conversation.answer for conversation in held.conversations]
+            groups = [answers[row : row + attempts] for row in range(0, len(answers), attempts)]
+            of_answers += [answer_entropy(group) for group in groups]
+            of_tokens.append(masked_mean(held.stats["entropy"], held.alive, dim=-1).view(-1, attempts).mean(-1).cpu())
+        figures = {f"pass@{k}": pass_at_k(torch.cat(right), k) for k in powers_of_two(attempts)}
+        figures |= {"answer_entropy": torch.tensor(of_answers), "token_entropy": torch.cat(of_tokens)}
+        every = torch.ones(len(self.examples), dtype=torch.bool)
+        return {name: mean_of(values, every, cases=False) for name, values in figures.items()}
 
     @property
     def judge(self) -> RewardFunction:

@@ -165,7 +165,7 @@ class Experiment(TrainingKeys):
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         return AnswerEvaluator(
             self.data.held_out(), encode, self.data.training, self.rollout.limits, WeightedSum(self.rewards),
-            transfer, metrics, self.evaluate.by, self.tool,
+            transfer, metrics, self.evaluate.by, self.tool, self.evaluate.attempts,
         )  # fmt: skip
 
     def supervised(self, runtime: Runtime, all_labels: bool, hold_out: Literal["evaluation", "dev"]) -> Parts:

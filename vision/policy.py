@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging as transformers_logging
 
-from mmrl.heads import HEADS, CriticConfig, load_head, make_critic, values_of
+from mmrl.heads import HEADS, CriticConfig, Worth, load_head, make_critic
+from mmrl.statistics import Entropy, asked, of_categorical
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
 from vision.features import FeatureCache
@@ -76,6 +77,7 @@ class VisionPolicy(Policy):
     """
 
     windowable = False
+    noise = "categorical"
 
     def __init__(
         self,
@@ -139,9 +141,9 @@ class VisionPolicy(Policy):
     def critic_parameters(self) -> Sequence[nn.Parameter]:
         return [] if self.critic is None else list(self.critic.parameters())
 
-    def values(self, states: Tensor) -> Tensor | None:
-        """V (...) of hidden states (..., D); None without a critic."""
-        return values_of(self.critic, layer_norm(states.float(), states.shape[-1:]))
+    def worth(self, states: Tensor) -> Worth:
+        """V (...) of hidden states (..., D); nothing without a critic."""
+        return Worth() if self.critic is None else self.critic.worth(layer_norm(states.float(), states.shape[-1:]))
 
     def forward(self, transitions: Transitions, steps: Tensor) -> Evaluation:
         """Log-probs and values (b, t) of the first t tokens of each completion; `steps` is 0 .. t-1 in every row."""
@@ -157,29 +159,36 @@ class VisionPolicy(Policy):
         lengths = [int(length.max()) for length in transitions.length]
         turns = [self._evaluate(turn, length) for turn, length in zip(transitions.turns, lengths, strict=True)]
 
-        def spread(found: Sequence[Tensor | None]) -> Tensor | None:
-            known = [numbers for numbers in found if numbers is not None]
-            return transitions.spread(known, width) if known else None
-
         logprobs = transitions.spread([turn.logprobs for turn in turns], width)
-        entropies, values = spread([turn.entropy for turn in turns]), spread([turn.values for turn in turns])
-        return Evaluation(logprobs=logprobs, entropy=entropies, values=values)
+        stats = {name: transitions.spread([turn.stats[name] for turn in turns], width) for name in turns[0].stats}
+        values = [turn.values for turn in turns if turn.values is not None]
+        logits = [turn.value_logits for turn in turns if turn.value_logits is not None]
+        return Evaluation(
+            logprobs=logprobs, entropy=stats.get("entropy"), stats=stats, bins=turns[0].bins,
+            values=transitions.spread(values, width) if values else None,
+            value_logits=transitions.spread(logits, width) if logits else None,
+        )  # fmt: skip
 
     def _evaluate(self, transitions: TokenTransitions, length: int) -> Evaluation:
         tokens = transitions.completions[:, :length]
         if self.config.gradient_checkpointing and torch.is_grad_enabled():
-            logprobs, entropy, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
+            logprobs, stats, states = checkpoint(self._score, transitions, tokens, length, use_reentrant=False)
         else:
-            logprobs, entropy, states = self._score(transitions, tokens, length)
-        return Evaluation(logprobs=logprobs, entropy=entropy, values=self.values(states))
+            logprobs, stats, states = self._score(transitions, tokens, length)
+        worth = self.worth(states)
+        return Evaluation(
+            logprobs=logprobs, entropy=stats.get("entropy"), values=worth.values, stats=stats,
+            value_logits=worth.logits, bins=worth.bins,
+        )  # fmt: skip
 
     def _score(
         self, transitions: TokenTransitions, tokens: Tensor, length: int
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         logits, states = self._read(transitions, length)
         log_softmax = self.log_softmax(logits)
         logprobs = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
-        return logprobs, entropy(log_softmax) if self.report_entropy else None, states
+        wanted = (*self.report, Entropy()) if self.report_entropy else self.report
+        return logprobs, of_categorical(asked(wanted), log_softmax, tokens), states
 
     def _read(self, transitions: TokenTransitions, length: int) -> Read:
         prefix = self.prefix(transitions)
@@ -290,11 +299,6 @@ class VisionPolicy(Policy):
 
 def _names(prompts: tuple[Prompt, ...]) -> tuple[str, ...]:
     return tuple(f"{prompt.id}/{prompt.image_key}" for prompt in prompts)
-
-
-def entropy(log_softmax: Tensor) -> Tensor:
-    """-sum p log p over the last dimension, with p log p = 0 at p = 0."""
-    return -(log_softmax.exp() * log_softmax.clamp(min=-1e4)).sum(-1)
 
 
 def _limit_pixels(processor: ProcessorMixin, max_pixels: int) -> None:

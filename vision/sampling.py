@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vision.policy import VisionPolicy, entropy
+from mmrl.statistics import Entropy, asked, of_categorical
+from vision.policy import VisionPolicy
 from vision.prefix import Prefix, Read, extend, run_prompts
 from vision.transitions import Prompt, TokenTransitions
 
@@ -18,7 +20,7 @@ class Drawn:
 
     transitions: TokenTransitions
     logprobs: Tensor  # (B, C) float32
-    entropy: Tensor  # (B, C)
+    stats: Mapping[str, Tensor]  # name -> (B, C): the entropy, and what the policy is to report
     alive: Tensor  # (B, C) bool: up to and with the end-of-sequence token
     truncated: Tensor  # (B,) bool: the length limit came before the end
     values: Tensor | None  # (B, C), 0 where not alive; None without a critic
@@ -43,7 +45,9 @@ def draw(
     stops = torch.tensor(policy.eos_ids, device=device)
     source = _Source(policy, transitions, keep_prefill, max_new_tokens)
     alive = torch.zeros(len(rows), max_new_tokens, dtype=torch.bool, device=device)
-    logprobs, spread, values = (torch.zeros(alive.shape, device=device) for _ in range(3))
+    logprobs, values = (torch.zeros(alive.shape, device=device) for _ in range(2))
+    wanted = asked((Entropy(), *policy.report))
+    stats = {statistic.name: torch.zeros(alive.shape, device=device) for statistic in wanted}
     running = torch.ones(len(rows), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         said = source.next(t)
@@ -52,8 +56,9 @@ def draw(
         blank[:, t] = torch.where(running, token, policy.pad_id)
         alive[:, t] = running
         logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
-        spread[:, t] = entropy(log_softmax)
-        if (worth := policy.values(said.states[:, -1])) is not None:
+        for name, found in of_categorical(wanted, log_softmax, token).items():
+            stats[name][:, t] = found
+        if (worth := policy.worth(said.states[:, -1]).values) is not None:
             values[:, t] = worth
         running = running & ~torch.isin(token, stops)
         if not bool(running.any()):
@@ -63,7 +68,7 @@ def draw(
     return Drawn(
         kept,
         torch.where(alive, logprobs, 0.0)[:, :length],
-        torch.where(alive, spread, 0.0)[:, :length],
+        {name: torch.where(alive, found, 0.0)[:, :length] for name, found in stats.items()},
         alive[:, :length],
         running,
         None if policy.critic is None else torch.where(alive, values, 0.0)[:, :length],

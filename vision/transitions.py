@@ -61,6 +61,16 @@ class TokenTransitions(Transitions):
     def __len__(self) -> int:
         return len(self.completions)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        starts = [sum(len(part.prompts) for part in parts[:number]) for number in range(len(parts))]
+        longest = max(part.completions.shape[1] for part in parts)
+        return cls(
+            tuple(prompt for part in parts for prompt in part.prompts),
+            torch.cat([part.prompt_index + start for part, start in zip(parts, starts, strict=True)]),
+            torch.cat([pad(part.completions, (0, longest - part.completions.shape[1])) for part in parts]),
+        )
+
     def written(self, row: int) -> list[int]:
         """The tokens of one completion, with its padding."""
         return [int(token) for token in self.completions[row]]
@@ -112,8 +122,9 @@ class Conversations(Transitions):
         return found
 
     def spread(self, found: Sequence[Tensor], width: int) -> Tensor:
-        """What was found for the tokens of each turn (K of (n, C)), where its decisions stand: (B, width), else 0."""
-        joined = found[0].new_zeros(self.size, width)
+        """What was found for the tokens of each turn (K of (n, C, ...)), where its decisions stand: (B, width, ...),
+        else 0."""
+        joined = found[0].new_zeros(self.size, width, *found[0].shape[2:])
         for row, start, length, numbers in zip(self.row, self.start, self.length, found, strict=True):
             token = torch.arange(numbers.shape[1], device=numbers.device)
             column = start[:, None] + token

@@ -6,7 +6,7 @@ Letters: n rows, K steps, H and A of a chunk as it is denoised, h and a of what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrl.gaussian import Reduction
+from mmrl.statistics import Statistic, of_gaussian
 from vla.exploration import Exploration, ode_step, time_of
 
 Level = Literal["chunk", "action", "token"]
@@ -85,24 +86,28 @@ def draw(field: Field, noise: Tensor, stochastic: Tensor, exploration: Explorati
     return Chain(torch.stack(states, 1), torch.stack(densities, 1))
 
 
-def density(field: Field, states: Tensor, stochastic: Tensor, exploration: Exploration) -> tuple[Tensor, Tensor]:
-    """Densities (n, K, H, A) of recorded chains (n, K+1, H, A), with gradient, and the entropies of their Gaussians;
-    both 0 where a step is not stochastic. Only stochastic steps are computed."""
+def density(
+    field: Field, states: Tensor, stochastic: Tensor, exploration: Exploration, statistics: Sequence[Statistic] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Densities (n, K, H, A) of recorded chains (n, K+1, H, A), with gradient, and statistics of their Gaussians; all 0
+    where a step is not stochastic. Only stochastic steps are computed."""
     n, steps = stochastic.shape
-    found, entropies = [], []
+    found: list[Tensor] = []
+    told: dict[str, list[Tensor]] = {statistic.name: [] for statistic in statistics}
     for number in range(steps):
         rows = stochastic[:, number].nonzero()[:, 0]
         blank = states.new_zeros(n, *states.shape[2:])
         if not len(rows):
-            found.append(blank)
-            entropies.append(blank)
+            for numbers in (found, *told.values()):
+                numbers.append(blank)
             continue
         x, after = states[rows, number], states[rows, number + 1]
         velocity, raw = field(x, number, rows)
         mean, std = exploration.step(x, velocity, number, steps, raw)
         found.append(blank.index_put((rows,), log_normal(after, mean, std)))
-        entropies.append(blank.index_put((rows,), std.log() + 0.5 * math.log(2 * math.pi * math.e)))
-    return torch.stack(found, 1), torch.stack(entropies, 1)
+        for name, numbers in of_gaussian(statistics, after, mean, std).items():
+            told[name].append(blank.index_put((rows,), numbers))
+    return torch.stack(found, 1), {name: torch.stack(numbers, 1) for name, numbers in told.items()}
 
 
 def integrate(field: Field, noise: Tensor, steps: int) -> Tensor:

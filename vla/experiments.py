@@ -78,6 +78,8 @@ class Experiment(TrainingKeys):
     domain = "vla"
 
     def __post_init__(self) -> None:
+        if self.evaluate.attempts is not None:
+            raise ValueError("evaluate.attempts is not read by experiment vla: remove it")
         if self.evaluate.by is not None or self.evaluate.metrics:
             raise ValueError("evaluate.by and evaluate.metrics are of other experiments: remove them")
         check_labels(self.env, self.held_out)

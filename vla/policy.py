@@ -13,7 +13,8 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from mmrl.gaussian import Reduction
-from mmrl.heads import HEADS, Perceptron, load_head
+from mmrl.heads import HEADS, Critic, Perceptron, Worth, load_head
+from mmrl.statistics import Entropy, Noise, asked
 from mmrl.types import Evaluation, Policy, Transitions
 from vla import adapters, chains
 from vla.adapters import Adapter, Prefix
@@ -82,7 +83,7 @@ class RobotPolicy(Policy):
         if learned:
             self.heads["noise"] = Perceptron(sizes, generator)
         if config.critic is not None:
-            self.heads["critic"] = Perceptron((adapter.feature_size, *config.critic.widths, 1), generator)
+            self.heads["critic"] = Critic(adapter.feature_size, config.critic, generator)
 
     @staticmethod
     def load(config: PolicyConfig, generator: torch.Generator) -> RobotPolicy:
@@ -95,6 +96,10 @@ class RobotPolicy(Policy):
         reads = None if config.critic is None else config.critic.reads
         adapter.prepare(config.train, config.adapter, reads, generator)
         return RobotPolicy(adapter, config, generator)
+
+    @property
+    def noise(self) -> Noise:
+        return "learned" if self.config.exploration.learns_noise else "scheduled"
 
     @property
     def executed(self) -> tuple[int, int]:
@@ -147,18 +152,25 @@ class RobotPolicy(Policy):
         at = (rows, columns + first)
         inputs = {name: tensor[at] for name, tensor in transitions.inputs.items()}
         prefix, stochastic, states = self.adapter.prefix(inputs), transitions.stochastic[at], transitions.chains[at]
-        densities, entropies = chains.density(self._field(prefix), states, stochastic, self.config.exploration)
 
         def placed(found: Tensor) -> Tensor:
             """(pairs, D) -> (b, t)."""
             whole = found.new_zeros(len(steps), last - first, size).index_put((rows, columns), found)
             return whole.flatten(1).gather(1, steps - first * size)
 
-        values = self._values(inputs, prefix)[:, None].expand(-1, size)
+        wanted = asked((*self.report, Entropy()) if self.report_entropy else self.report)
+        densities, told = chains.density(self._field(prefix), states, stochastic, self.config.exploration, wanted)
+        stats = {name: placed(self._logprobs(found, None, stochastic)) for name, found in told.items()}
+        worth = self._worth(inputs, prefix)
+        values = None if worth.values is None else placed(worth.values[:, None].expand(-1, size))
+        logits = [] if worth.logits is None else [placed(bin_[:, None].expand(-1, size)) for bin_ in worth.logits.T]
         return Evaluation(
             placed(self._logprobs(densities, states, stochastic)),
-            entropy=placed(self._logprobs(entropies, None, stochastic)) if self.report_entropy else None,
-            values=placed(values) if "critic" in self.heads else None,
+            entropy=stats.get("entropy"),
+            values=values,
+            stats=stats,
+            value_logits=torch.stack(logits, -1) if logits else None,
+            bins=worth.bins,
         )
 
     def _logprobs(self, densities: Tensor, states: Tensor | None, stochastic: Tensor) -> Tensor:
@@ -182,10 +194,15 @@ class RobotPolicy(Policy):
         return field
 
     def _values(self, inputs: Inputs, prefix: Prefix) -> Tensor:
+        found = self._worth(inputs, prefix).values
+        return torch.zeros(len(next(iter(inputs.values()))), device=self.device) if found is None else found
+
+    def _worth(self, inputs: Inputs, prefix: Prefix) -> Worth:
         if "critic" not in self.heads:
-            return torch.zeros(len(next(iter(inputs.values()))), device=self.device)
-        found: Tensor = self.heads["critic"](self.adapter.features(inputs, prefix))[:, 0]
-        return found
+            return Worth()
+        critic = self.heads["critic"]
+        assert isinstance(critic, Critic)
+        return critic.worth(self.adapter.features(inputs, prefix))
 
     @property
     def device(self) -> torch.device:

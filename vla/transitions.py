@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmrl.types import Transitions
 
@@ -31,3 +32,14 @@ class ChunkTransitions(Transitions):
 
     def __len__(self) -> int:
         return len(self.chains)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        longest = max(part.alive.shape[1] for part in parts)
+
+        def stacked(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.cat([pad(t, (*(0, 0) * (t.ndim - 2), 0, longest - t.shape[1])) for t in tensors])
+
+        inputs = {name: stacked([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+        fields = [[vars(part)[name] for part in parts] for name in ("chains", "stochastic", "alive")]
+        return cls(inputs, *(stacked(tensors) for tensors in fields))
