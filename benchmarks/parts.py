@@ -31,12 +31,14 @@ ROOT = Path("runs/benchmark_parts")
 PLAIN = "grpo"
 ELSEWHERE_SEEDS = (0, 1, 2)
 WITHIN = "within_step: true"
+DECIDED = "{class_path: mmrl.selectors.DropDecidedGroups, init_args: {low: 0.1, high: 0.9}}, "
+"""What vla/grpo_pushcube selects with."""
 SHARED_ELSEWHERE = ["evaluate.every=null", "save.every=null", "save.best=null", "stop=[]", "logging.progress=false"]
 
 
-def selector(name: str, arguments: str = "") -> str:
-    """The override that selects with one of mmrl.selectors."""
-    return f"algorithm.selectors=[{{class_path: mmrl.selectors.{name}, init_args: {{{arguments}}}}}]"
+def selector(name: str, arguments: str = "", beside: str = "") -> str:
+    """The override that selects with one of mmrl.selectors, `beside` what a recipe has already."""
+    return f"algorithm.selectors=[{beside}{{class_path: mmrl.selectors.{name}, init_args: {{{arguments}}}}}]"
 
 
 def penalty(name: str, arguments: str = "") -> str:
@@ -65,11 +67,11 @@ ELSEWHERE: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
         {
             PLAIN: [],
             "clip_higher": ["algorithm.surrogate.clip_high=0.28"],
-            "clip_cov": [selector("ClipCov", "share: 0.02, low: 1.0, high: 100.0")],
+            "clip_cov": [selector("ClipCov", "share: 0.02, low: 1.0, high: 100.0", DECIDED)],
             "kl_cov": ["algorithm.surrogate=mmrl.surrogates.Importance", penalty("KLCov", "share: 0.02")],
             "siren": [penalty("Siren", "mass: 1.0, coef: 0.05")],
-            "forking": [selector("ForkingTokens")],
-            "steer": [selector("Steer")],
+            "forking": [selector("ForkingTokens", beside=DECIDED)],
+            "steer": [selector("Steer", beside=DECIDED)],
             "lp_reg": [penalty("LpReg", "share: 0.05, kappa: 1.0e-3")],
         },
     ),
