@@ -50,7 +50,7 @@ ELSEWHERE: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     # densities, as in the other two, so that one clip range and one covariance are of one scale; no KL in any arm
     "diffusion": (
         "diffusion/rlcm_compress",
-        ["policy.logprob_reduction=sum", "train.update.epochs=2", "algorithm.regularisers=[]",
+        ["train.steps=25", "policy.logprob_reduction=sum", "train.update.epochs=2", "algorithm.regularisers=[]",
          "algorithm.surrogate={class_path: mmrl.surrogates.PPOClip, init_args: {clip_low: 0.2, clip_high: 0.2}}"],
         {
             PLAIN: [],
@@ -63,7 +63,7 @@ ELSEWHERE: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     ),
     "vla": (
         "vla/grpo_pushcube",
-        ["held_out.episodes=100", "held_out.between=50", "simulation.workers=1"],
+        ["train.steps=40", "held_out.episodes=100", "held_out.between=50", "simulation.workers=1"],
         {
             PLAIN: [],
             "clip_higher": ["algorithm.surrogate.clip_high=0.28"],
