@@ -20,6 +20,8 @@ from vision.data.base import Example
 from vision.photographs import PHOTOGRAPHS
 from vision.synthetic.backgrounds import Backgrounds
 from vision.synthetic.diversity import Baseline, answer_entropy, entropy_of, spread
+from vision.synthetic.outpainting import Outpainting
+from vision.synthetic.probe import edges_told_apart
 from vision.synthetic.records import Generator, Request, Result
 from vision.synthetic.server import DataServer, ServerConfig, ServerError
 from vision.synthetic.validity import Check, Legible, NoSecondInstance, made, names_a_label, pasted
@@ -339,3 +341,58 @@ class Never(Check):
 def test_checks_are_named_up_to_the_one_that_refuses() -> None:
     result = made(Backgrounds(), (Legible(0.0), Never()), [request(0)])[0]
     assert (result.picture, result.checks, result.reason) == (None, ("Legible",), "never")
+
+
+# ---- outpainting, and whether edges give made pictures away -------------------------------------------------------
+
+
+def test_the_small_outpainter_paints_what_it_is_told_around_the_object() -> None:
+    pytest.importorskip("diffusers")
+    asked = [request(number, words) for number, words in enumerate(("red plain", "blue plain", "white plain"))]
+    results = made(Outpainting(), (), asked)
+    means = [r.picture[~r.request.mask].reshape(-1, 3).mean(0) for r in results]
+    assert means[0].argmax() == 0
+    assert means[1].argmax() == 2
+    assert means[2].min() > 180
+    for result in results:
+        mask = result.request.mask
+        assert (result.picture[mask] == result.request.foreground[mask]).all()
+    again = made(Outpainting(), (), [asked[1]])[0]
+    assert int(np.abs(again.picture.astype(int) - results[1].picture.astype(int)).max()) <= 1  # of another batch
+
+
+def test_an_outpainter_in_its_own_process() -> None:
+    pytest.importorskip("diffusers")
+    server = DataServer(Outpainting(), (Legible(),), ServerConfig())
+    try:
+        server.post([request(0, "black plain"), request(1, "a one")])
+        found = drained(server)
+    finally:
+        server.close()
+    assert [result.picture is None for result in found] == [False, True]
+
+
+def test_outpainting_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    with pytest.raises(ValueError, match="say where the {description} goes"):
+        Outpainting(prompt="a photo")
+    with pytest.raises(ValueError, match="steps 0"):
+        Outpainting(steps=0)
+    with pytest.raises(ValueError, match="could not be loaded as an inpainting pipeline"):
+        Outpainting(str(tmp_path)).prepare()
+
+
+def test_the_probe_sees_a_soft_edge_and_nothing_where_there_is_nothing() -> None:
+    from scipy.ndimage import gaussian_filter
+
+    chance, words = random.Random(0), vocabulary()
+    asked = [request(number, chance.choice(words)) for number in range(160)]
+    fair = edges_told_apart(made(Backgrounds(), (), asked))
+    assert abs(fair["auc"] - 0.5) < 0.15
+    soft = []
+    for result in made(Backgrounds(), (), asked):
+        blurred = gaussian_filter(result.picture.astype(float), (1.5, 1.5, 0)).astype(np.uint8)
+        soft.append(replace(result, picture=pasted(blurred, result.request)))
+    assert edges_told_apart(soft)["auc"] > 0.7
+    with pytest.raises(ValueError, match="give at least 20"):
+        edges_told_apart(soft[:5])

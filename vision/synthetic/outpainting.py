@@ -50,11 +50,14 @@ class Outpainting(Generator):
     def prepare(self) -> None:
         import torch
         from diffusers import AutoPipelineForInpainting
+        from diffusers.utils import logging
 
         from mmrl.recipes import find_asset
         from mmrl.runtime import helper_device
 
         torch.set_num_threads(self.threads)
+        logging.set_verbosity_error()  # it warns of an autoencoder that works
+        logging.disable_progress_bar()
         device = helper_device(self.device)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         try:
