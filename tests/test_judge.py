@@ -19,7 +19,8 @@ from mmrl.types import Samples
 from rewards.compose import Part, RewardError, WeightedSum
 from rewards.pictures import Judge
 from rewards.pictures.judge_answers import parse_ranking, parse_score
-from rewards.pictures.judge_client import Cache, chat_url
+from rewards.pictures.judge_client import chat_url
+from rewards.pictures.judge_ledger import Cache
 from tests.fake_judge import FakeJudge, Reply, brightness, by_brightness, serving
 
 
