@@ -60,8 +60,8 @@ class Exploration(RewardFunction):
             raise ValueError(f"Exploration.least is {self.least}: give 1 token or more")
         if not 0 <= self.strength < self.least:
             raise ValueError(
-                f"Exploration.strength is {self.strength} and least {self.least}: give a strength below least, or a long "
-                "wrong answer is worth more than a short right one"
+                f"Exploration.strength is {self.strength} and least {self.least}: give a strength below least, or a "
+                "long wrong answer is worth more than a short right one"
             )
 
     def __call__(self, samples: Samples) -> Scores:

@@ -36,12 +36,18 @@ CATEGORIES = ("object", "background", "blank", "covered", "photograph", "same")
 class GoldPairs(Source):
     """`per_category` pairs of each kind. `object`, `background`: the caption's own, or another one; `blank`: the
     picture, or its background alone; `covered`: whole, or half hidden; `photograph`: whole, or blurred, noisy or
-    covered; `same`: a picture and its mirror image, neither better."""
+    covered; `same`: a picture and its mirror image, neither better. `subjects` are the photographs to take crops of."""
 
     per_category: int = 60
     seed: int = 0
+    subjects: tuple[str, ...] = tuple(PHOTOGRAPHS)
 
     def __post_init__(self) -> None:
+        for subject in self.subjects:
+            if subject not in PHOTOGRAPHS:
+                raise ValueError(f"pairs.subjects names {subject!r}: there are {', '.join(PHOTOGRAPHS)}")
+        if not self.subjects:
+            raise ValueError("pairs.subjects is empty: name at least one photograph")
         if self.per_category < 1:
             raise ValueError(f"pairs.per_category is {self.per_category}: give 1 pair or more")
         need_package("pairs", "resvg_py", "resvg_py")
@@ -54,7 +60,7 @@ class GoldPairs(Source):
         found = []
         for category in CATEGORIES:
             for number in range(self.per_category):
-                prompt, good, bad = draw.photographs() if category == "photograph" else draw.emoji(category)
+                prompt, good, bad = draw.photograph(self.subjects) if category == "photograph" else draw.emoji(category)
                 outputs, better = (_lit(good, chance), _lit(bad, chance)), 0
                 if chance.random() < 0.5:
                     outputs, better = (outputs[1], outputs[0]), 1
@@ -94,9 +100,9 @@ class _Drawer:
         }
         return emoji.caption(name, colour), good, others[category]()
 
-    def photographs(self) -> tuple[str, Image.Image, Image.Image]:
+    def photograph(self, subjects: tuple[str, ...]) -> tuple[str, Image.Image, Image.Image]:
         """Prompt, a crop, and the same crop damaged."""
-        subject = self._one(tuple(PHOTOGRAPHS))
+        subject = self._one(subjects)
         if subject not in self._photographs:
             data = files("skimage").joinpath("data", PHOTOGRAPHS[subject]).read_bytes()
             self._photographs[subject] = Image.open(io.BytesIO(data)).convert("RGB")
