@@ -330,9 +330,10 @@ def episodes(pad: torch.Tensor, looks: float, count: int, generator: torch.Gener
 def main() -> None:
     parts = {"pictures": pictures, "push": push, "judge": judge, "process": process, "train": train}
     path = RESULTS / "rewards.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
     for name in sys.argv[1:] or list(parts):
-        found[name] = parts[name]()
+        part = parts[name]()
+        found = json.loads(path.read_text()) if path.exists() else {}  # as it is by now
+        found[name] = part
         write("rewards", {key: value for key, value in found.items() if key != "provenance"})
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from mmrl.checkpoint import write_atomically
 from mmrl.commands import train
 from mmrl.config import build, find_class
 from mmrl.recipes import find_config, recipe_name
-from mmrl.run import RunFolder
+from mmrl.run import RunFolder, provenance
 from mmrl.user_code import add_code_folders, run_imports
 from mmrl.yaml_files import ConfigError, apply_override, read_yaml
 
@@ -46,7 +48,8 @@ def run_task(verb: str, target: str | None, overrides: Sequence[str], folder: Pa
     name = raw.pop("task", None)
     if not isinstance(name, str):
         raise ConfigError(f"{path}: the key `task` is missing: copy the recipe rewards/{verb}")
-    task: object = build(find_class(name, path, "task"), raw, path)[0]
+    task: object
+    task, resolved = build(find_class(name, path, "task"), raw, path)
     if not isinstance(task, Task):
         raise ConfigError(f"{path}: task {name!r} has no verb, runs and run: copy the recipe rewards/{verb}")
     if task.verb != verb:
@@ -58,4 +61,7 @@ def run_task(verb: str, target: str | None, overrides: Sequence[str], folder: Pa
             status = train(recipe, words, run.path, resume=(run.path / "config.yaml").is_file())
             if status != 0:
                 return status
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"config": {"task": name, **resolved}, "provenance": provenance()}
+    write_atomically(folder / "task.json", json.dumps(about, indent=1, default=str))
     return task.run(folder)

@@ -423,6 +423,10 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     function = "rewards.mine=tests.test_reward_evaluation.words"
     assert main(["rewards", "evaluate", "mine.jsonl", function, "--run", "out"]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
+    about = json.loads((tmp_path / "out" / "task.json").read_text())
+    assert (
+        about["config"]["rewards"] == {"mine": "tests.test_reward_evaluation.words"} and about["provenance"]["versions"]
+    )
     bar = "bars=[{reward: mine, figure: accuracy, most: 0.5}]"
     assert main(["rewards", "evaluate", "mine.jsonl", function, bar, "--run", "out"]) == 1
     assert main(["rewards", "evaluate", "none.jsonl", function]) == 2
