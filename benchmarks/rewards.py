@@ -272,33 +272,33 @@ def judge() -> dict[str, object]:
 
 # ---- step scores --------------------------------------------------------------------------------------------
 
-MOST, LOOKS_GOOD, SOLVES, HARDER = 20, 0.9, 0.99, 1 / 40
+MOST, LOOKS_GOOD, HARDER = 20, 0.9, 1 / 40
 
 
 def process() -> dict[str, object]:
     """A policy that pads or solves, step by step. A step of padding is scored 0.9 and makes the answer, the last step,
-    less often right; the step that solves is scored 0.99."""
+    less often right; the step that solves is scored 0.99, or, by a worse scorer, 0.5."""
     arms: dict[str, tuple[StepShape, ...] | None] = {
         "outcome alone": None, "raw": (), "Clip(0.5)": (Clip(0.5),), "Clip(0.95)": (Clip(0.95),), "Delta": (Delta(),),
         "Clip(0.95), Delta": (Clip(0.95), Delta()),
     }  # fmt: skip
     found: dict[str, dict[str, object]] = {}
-    for kind, looks in (("arms", LOOKS_GOOD), ("padding_looks_better_than_solving", 0.995)):
+    for kind, solves in (("arms", 0.99), ("padding_looks_better_than_solving", 0.5)):
         found[kind] = {}
         for name, shapes in arms.items():
-            ends = [farmed(shapes, looks, seed) for seed in SEEDS]
+            ends = [farmed(shapes, solves, seed) for seed in SEEDS]
             found[kind][name] = {"padding_steps": spread([e[0] for e in ends]), "success": spread([e[1] for e in ends])}
     return {"alpha": 0.1, "most_padding": MOST, "updates": 400, "batch": 256, **found}
 
 
-def farmed(shapes: tuple[StepShape, ...] | None, looks: float, seed: int) -> tuple[float, float]:
+def farmed(shapes: tuple[StepShape, ...] | None, solves: float, seed: int) -> tuple[float, float]:
     """Steps of padding and success after REINFORCE with what is to come, less its mean at each step."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.zeros(MOST, requires_grad=True)
     optimizer = torch.optim.Adam([logits], 0.05)
     reward = ProcessReward(alpha=0.0 if shapes is None else 0.1, shapes=shapes or ())
     for _ in range(400):
-        pads, success, mask, scores = episodes(torch.sigmoid(logits.detach()), looks, 256, generator)
+        pads, success, mask, scores = episodes(torch.sigmoid(logits.detach()), solves, 256, generator)
         to_come = reward(scores, mask, success)["reward"].flip(1).cumsum(1).flip(1)[:, :MOST]
         place = torch.arange(MOST)
         chose = (place <= pads[:, None]).float()  # the step that solves is a choice too
@@ -311,11 +311,11 @@ def farmed(shapes: tuple[StepShape, ...] | None, looks: float, seed: int) -> tup
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    pads, success, _, _ = episodes(torch.sigmoid(logits.detach()), looks, 4096, generator)
+    pads, success, _, _ = episodes(torch.sigmoid(logits.detach()), solves, 4096, generator)
     return float(pads.float().mean()), float(success.mean())
 
 
-def episodes(pad: torch.Tensor, looks: float, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+def episodes(pad: torch.Tensor, solves: float, count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """Padding steps (B,), success (B,), the mask of steps (B, K) and their scores: paddings, the one that solves, the
     answer."""
     going = torch.rand(count, MOST, generator=generator) < pad
@@ -323,7 +323,7 @@ def episodes(pad: torch.Tensor, looks: float, count: int, generator: torch.Gener
     success = (torch.rand(count, generator=generator) < 1 - HARDER * pads).float()
     place = torch.arange(MOST + 2).expand(count, -1)
     mask = place < (pads + 2)[:, None]
-    scores = torch.where(place < pads[:, None], looks, SOLVES)
+    scores = torch.where(place < pads[:, None], LOOKS_GOOD, solves)
     return pads, success, mask, scores
 
 
