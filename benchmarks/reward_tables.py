@@ -122,6 +122,17 @@ def head(found: dict) -> str:
     kinds = [key for key in part["clip_a"] if key.startswith("accuracy")]
     names = [key.partition("/")[2] or "all" for key in kinds]
     rows = [f"| accuracy on {part['pairs']} new pairs | {' | '.join(names)} |", "|---|" + "---|" * len(kinds)]
-    rows.append("| the CLIP's cosine | " + " | ".join(f"{part['clip_a'][key]:.3f}" for key in kinds) + " |")
-    rows.append("| a head on the same CLIP | " + " | ".join(pm(part["head"][key]) for key in kinds) + " |")
-    return "\n".join([*rows, "", "Mean ± deviation over 3 seeds of `rewards/train`; the photographs here are none of those trained on (`python -m benchmarks.rewards train`)."])  # fmt: skip
+    crops = part["new_crops_of_photographs_trained_on"]
+    rows[0] += " new crops of photographs trained on |"
+    rows[1] += "---|"
+    rows.append(
+        "| the CLIP's cosine | "
+        + " | ".join(f"{part['clip_a'][key]:.3f}" for key in kinds)
+        + f" | {crops['clip_a']:.3f} |"
+    )
+    rows.append(
+        "| a head on the same CLIP | "
+        + " | ".join(pm(part["head"][key]) for key in kinds)
+        + f" | {pm(crops['head'])} |"
+    )
+    return "\n".join([*rows, "", "Mean ± deviation over 3 seeds of `rewards/train`; `photograph`: of four that it was not trained on (`python -m benchmarks.rewards train`)."])  # fmt: skip

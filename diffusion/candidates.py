@@ -32,6 +32,8 @@ class Pipeline(Candidates):
             raise ValueError(
                 f"candidates.per_prompt is {self.per_prompt}: the best of one is no choice, give 2 or more"
             )
+        read_prompts(self.prompts, "candidates.prompts")  # what is not there is found out before anything is drawn
+        existing_asset(self.policy.model)
 
     def draw(self) -> Samples:
         asked = read_prompts(self.prompts, "candidates.prompts")[: self.limit]

@@ -29,6 +29,8 @@ def test_they_are_drawn_by_prompt_and_by_seed() -> None:
     assert not np.array_equal(pixels[0][0], pixels[2][0]) and not np.array_equal(pixels[0][0], pixels[0][1])
     with pytest.raises(ValueError, match="per_prompt is 1: the best of one is no choice"):
         candidates(per_prompt=1)
+    with pytest.raises(FileNotFoundError, match="candidates.prompts 'no.txt' is not there"):
+        Pipeline(POLICY, "no.txt")
 
 
 def test_an_evaluation_trains_what_it_pushes_with_and_reads_it(tmp_path: Path) -> None:

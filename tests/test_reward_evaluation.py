@@ -19,7 +19,7 @@ from mmrl.cli import main
 from mmrl.metrics import wilson
 from mmrl.types import Estimate, RewardFunction, Samples, Scores
 from rewards.compose import Compares
-from rewards.evaluation import Bar, Evaluate, Feature, GoldPairs, Pair, Pairs, Probes, Source
+from rewards.evaluation import Bar, Evaluate, Feature, GoldPairs, Pair, Pairs, Probes, Push, Source
 from rewards.evaluation.accuracy import accuracy
 from rewards.evaluation.agreement import agreements
 from rewards.evaluation.bias import damages, interventions, leanings
@@ -390,6 +390,8 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
         Evaluate({}, pairs)
     with pytest.raises(ValueError, match="'other' is named by push or bars: rewards has mine"):
         Evaluate({"mine": Feature("length")}, pairs, bars=(Bar("other", "accuracy", least=0.5),))
+    with pytest.raises(ValueError, match="'other' is named"):
+        Evaluate({"mine": Feature("length")}, pairs, push={"other": Push("rewards/push_colour", "gold")})
     with pytest.raises(ValueError, match="has neither least nor most"):
         Bar("mine", "accuracy")
     with pytest.raises(ValueError, match="probes.without names 'x': there are JPEG 50, "):

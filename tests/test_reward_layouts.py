@@ -140,3 +140,5 @@ def test_files_that_are_no_rows_are_refused(tmp_path: Path) -> None:
         Pairs("nowhere").pairs()
     with pytest.raises(ValueError, match="limit is 0"):
         Pairs("x.json", limit=0)
+    with pytest.raises(ValueError, match="'y.json' is not there"):
+        Pairs("y.json")  # before anything runs

@@ -90,7 +90,10 @@ class Evaluate:
                 raise ValueError(f"{name!r} is named by push or bars: rewards has {', '.join(sorted(self.rewards))}")
 
     def runs(self) -> dict[str, tuple[str, list[str]]]:
-        """The training runs that have to be there first: recipe and overrides by the name of the reward."""
+        """The training runs that have to be there first: recipe and overrides by the name of the reward. Pairs that
+        cannot be read are found out before any of them."""
+        if self.push:
+            self.pairs.pairs()
         return {name: (push.recipe, list(push.overrides)) for name, push in self.push.items()}
 
     def run(self, folder: Path) -> int:

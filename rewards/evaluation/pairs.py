@@ -98,6 +98,7 @@ class Pairs(Source):
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"pairs.limit is {self.limit}: give 1 row or more, or null")
+        check_rows(self.path)
 
     def pairs(self) -> list[Pair]:
         file = find_path(self.path)
@@ -119,17 +120,29 @@ class Pairs(Source):
         return found
 
 
+def check_rows(path: str) -> None:
+    """That `path` is a file, or may be the name of a set.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    file = find_path(path)
+    if file.is_file():
+        return
+    if file.suffix or path.count("/") != 1:
+        raise ValueError(f"pairs.path {path!r} is not there: give a .jsonl, .json or .parquet file, or owner/name")
+    need_package("pairs", "datasets", "datasets")
+
+
 def read_rows(path: str, split: str) -> list[Row]:
     """The rows of a file, or of a set of `datasets`.
 
     Raises:
         ValueError: there is no such file or set, or it holds something else.
     """
+    check_rows(path)
     file = find_path(path)
     if not file.is_file():
-        if file.suffix or path.count("/") != 1:
-            raise ValueError(f"pairs.path {path!r} is not there: give a .jsonl, .json or .parquet file, or owner/name")
-        need_package("pairs", "datasets", "datasets")
         import datasets
 
         return list(datasets.load_dataset(path, split=split))
