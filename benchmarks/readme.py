@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import reward_tables
 from benchmarks.common import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -510,8 +511,13 @@ def main() -> None:
         ("structure", "structure", structure),
         ("rrvf", "rrvf", rrvf),
         ("syn_grpo", "syn_grpo", syn_grpo),
+        ("reward_accuracy", "rewards", reward_tables.accuracy),
+        ("reward_push", "rewards", reward_tables.push),
+        ("reward_judge", "rewards", reward_tables.judge),
+        ("reward_process", "rewards", reward_tables.process),
+        ("reward_head", "rewards", reward_tables.head),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
-from typing import Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -15,19 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mmrl.metrics import PARITY_LIMIT
+from mmrl.pages import INK, RUNS, inline, styled
 from mmrl.run_files import PARITY, Run
 
-INK, GRID, RUNS = "#010101", "#020202", [f"#03000{index}" for index in range(8)]
-THEME = {INK: "currentColor", GRID: "var(--grid)", **{colour: f"var(--run{i})" for i, colour in enumerate(RUNS)}}
-"""What matplotlib draws with, and the CSS that takes its place, so that one chart suits light and dark."""
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "mmrl", "font.size": 9, "axes.grid": True, "grid.color": GRID}
-STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right", "text.parse_math"), False)
 FEW = 3
 """Runs up to which each interval can be told in a chart."""
 ROUNDING = 1e-8
 """Up to which a metric counts as 0."""
-NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 def always_zero(runs: Sequence[Run], metric: str) -> bool:
@@ -40,8 +30,8 @@ def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
     """One metric of all runs as inline SVG, whose texts matplotlib has escaped; empty if no run logged it."""
     if not any(run.series(metric)[0] for run in runs):
         return Markup("")
-    with matplotlib.rc_context(STYLE):
-        figure, out = Figure(figsize=(3.7, 2.4), layout="constrained"), io.StringIO()
+    with styled():
+        figure = Figure(figsize=(3.7, 2.4), layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel="training step", ylabel=label, yscale="log" if metric == PARITY else "linear")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -51,12 +41,7 @@ def chart(runs: Sequence[Run], title: str, label: str, metric: str) -> Markup:
             axes.axhline(PARITY_LIMIT, color=INK, linestyle=":")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
         axes.set_ylim(bottom=0 if metric.startswith("update/") else None)  # last: it ends autoscaling
-        figure.savefig(out, format="svg", transparent=True, metadata=NO_METADATA)
-    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", out.getvalue().partition("<svg ")[2], count=2)
-    for stand_in, colour in THEME.items():
-        svg = svg.replace(stand_in, colour)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{metric.replace('/', '-')}-", svg)  # ids are unique in a page
-    return Markup('<svg role="img" aria-label="{}: {}, over steps" ').format(title, label) + Markup(svg)  # noqa: S704
+    return inline(figure, f"{title}: {label}, over steps", metric.replace("/", "-"))
 
 
 def _draw(axes: Axes, run: Run, metric: str, band: float) -> None:

@@ -146,6 +146,13 @@ def _add_looking(commands: Commands) -> None:
     inspect.add_argument("--row", type=int, default=0, help="which trajectory of a fresh rollout")
     inspect.set_defaults(run=_inspect)
 
+    rewards = commands.add_parser("rewards", help="how far to trust a reward: accuracy, biases, where it turns")
+    rewards.add_argument("verb", choices=("evaluate", "train", "pairs"), help="measure, train, write known pairs")
+    rewards.add_argument("config", nargs="?", metavar="CONFIG|PAIRS", help="a YAML file, a recipe, or a file of pairs")
+    rewards.add_argument("overrides", nargs="*", metavar="key=value")
+    rewards.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="default: runs/<name of the config>")
+    rewards.set_defaults(run=_rewards)
+
     listing = commands.add_parser("list", help="recipes and the parts of an algorithm, with one line each")
     listing.set_defaults(run=_list)
 
@@ -214,6 +221,12 @@ def _report(options: argparse.Namespace) -> int:
 
     print(write_report(options.runs, options.output))
     return 0
+
+
+def _rewards(options: argparse.Namespace) -> int:
+    from mmrl.tasks import run_task
+
+    return run_task(options.verb, options.config, options.overrides, options.folder)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -10,7 +10,6 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import json
 import pkgutil
 import re
 import sys
@@ -25,6 +24,7 @@ import yaml
 
 from mmrl.experiment import Experiment
 from mmrl.recipes import find_config, recipe_name
+from mmrl.user_code import add_code_folders, run_imports
 from mmrl.yaml_files import ConfigError, apply_override, read_yaml
 
 DOMAINS = ("vision", "diffusion", "vla")
@@ -54,42 +54,35 @@ def load(name: str, overrides: Sequence[str] = ()) -> Loaded:
     raw = read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
-    for folder in (str(Path.cwd()), *_code_folders(path)):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
+    add_code_folders(path)
     recipe, imports = str(raw.pop("recipe", recipe_name(path))), raw.pop("imports", [])
     if (domain := str(raw.get("experiment")).split(".")[0]) in DOMAINS and importlib.util.find_spec(domain):
         importlib.import_module(domain)  # the package alone, which quiets libraries that `imports` may load
-    _run_imports(imports, path)
+    run_imports(imports, path)
     kind = _experiment_class(raw.pop("experiment", None), path)
+    experiment, dumped = build(kind, raw, path)
+    header = {"experiment": _name_of(kind), "recipe": recipe} | ({"imports": imports} if imports else {})
+    return Loaded(experiment, path.resolve().parent, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
+
+
+def build[T](kind: type[T], raw: Mapping[str, object], path: Path) -> tuple[T, dict[str, object]]:
+    """`raw`, of the file `path`, as a checked `kind`, and the keys that reproduce it, defaults included.
+
+    Raises:
+        ConfigError: it is none.
+    """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{SOURCE_CONFIG}", type=kind)
     try:
         _check_sections(kind, raw)
         parsed = parser.parse_object({SOURCE_CONFIG: _spelt_out(raw)})
-        experiment = getattr(parser.instantiate(parsed), SOURCE_CONFIG)
+        built: T = getattr(parser.instantiate(parsed), SOURCE_CONFIG)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: {_explain(error, kind, raw)}") from error
     dumped = yaml.safe_load(parser.dump(parsed, skip_none=False))[SOURCE_CONFIG]
-    dumped = dumped.get("init_args", dumped)
-    header = {"experiment": _name_of(kind), "recipe": recipe} | ({"imports": imports} if imports else {})
-    return Loaded(experiment, path.resolve().parent, yaml.safe_dump({**header, **dumped}, sort_keys=False), recipe)
-
-
-def _run_imports(names: object, path: Path) -> None:
-    """Import the modules under `imports:`, which register environments, models or data sets of the user's own."""
-    if not isinstance(names, list):
-        raise ConfigError(f"{path}: imports is {names!r}: give a list of modules, such as [my_lab.tasks]")
-    for name in names:
-        try:
-            importlib.import_module(str(name))
-        except ImportError as error:
-            raise ConfigError(
-                f"{path}: imports names {name!r}, which cannot be imported ({error}): put it beside the config or "
-                "where you run"
-            ) from error
+    return built, dumped.get("init_args", dumped)
 
 
 def _experiment_class(name: object, path: Path) -> type[Experiment]:
@@ -97,34 +90,36 @@ def _experiment_class(name: object, path: Path) -> type[Experiment]:
         raise ConfigError(
             f"{path}: the key `experiment` is missing: give one of {', '.join(DOMAINS)}, or a dotted class"
         )
-    module, _, attribute = (f"{name}.experiments.Experiment" if "." not in name else name).rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if missing.split(".")[0] == name:
-            raise ConfigError(
-                f"{path}: experiment {name!r} is not one of {', '.join(DOMAINS)} as installed here, nor a dotted class"
-            ) from error
-        domain = name.split(".")[0]
-        raise ConfigError(
-            f'{path}: experiment {domain!r} needs {missing!r}, which is not installed: `pip install ".[{domain}]"`'
-        ) from error
-    except AttributeError as error:
-        raise ConfigError(f"{path}: experiment {name!r}: {module} has no {attribute}") from error
-    if not (isinstance(found, type) and issubclass(found, Experiment)):
+    found = find_class(f"{name}.experiments.Experiment" if "." not in name else name, path, "experiment")
+    if not issubclass(found, Experiment):
         raise ConfigError(f"{path}: experiment {name!r} is not a mmrl.experiment.Experiment")
     return found
 
 
-def _code_folders(path: Path) -> list[str]:
-    """The folder of a config and, of a run's own copy, that of the config it was started with."""
-    folders = [str(path.resolve().parent)]
-    provenance = path.parent / "provenance.json"
-    if provenance.is_file():
-        started_from = json.loads(provenance.read_text()).get("config_folder")
-        folders += [started_from] if started_from else []
-    return folders
+def find_class(name: str, path: Path, key: str) -> type:
+    """The class at a dotted path, which stands under `key` of the file `path`.
+
+    Raises:
+        ConfigError: there is none, or it needs what is not installed.
+    """
+    module, _, attribute = name.rpartition(".")
+    package = name.split(".")[0]
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ModuleNotFoundError, ValueError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else package
+        if missing.split(".")[0] == package:
+            raise ConfigError(
+                f"{path}: {key} {package!r} is not one of {', '.join(DOMAINS)} as installed here, nor a dotted class"
+            ) from error
+        raise ConfigError(
+            f'{path}: {key} {package!r} needs {missing!r}, which is not installed: `pip install ".[{package}]"`'
+        ) from error
+    except AttributeError as error:
+        raise ConfigError(f"{path}: {key} {name!r}: {module} has no {attribute}") from error
+    if not isinstance(found, type):
+        raise ConfigError(f"{path}: {key} {name!r} is not a class")
+    return found
 
 
 def _check_sections(kind: type, raw: Mapping[str, object], prefix: str = "") -> None:

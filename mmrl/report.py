@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
@@ -26,6 +25,7 @@ from mmrl.checkpoint import write_atomically
 from mmrl.comparison import Comparison
 from mmrl.findings import arms, estimates, findings, shown
 from mmrl.metrics import PARITY_LIMIT
+from mmrl.pages import environment
 from mmrl.run import find_run
 from mmrl.run_files import Run, mapping, read_run
 
@@ -121,10 +121,9 @@ def write_report(
         for number, path in enumerate(runs)
     ]
     target = output or found[0].path / "report.html"
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     tools: dict[str, object] = {tool.__name__: tool for tool in (always_zero, chart, estimates, arms, findings, shown)}
     tools["samples"], tools["wall"] = partial(samples, page=target), wall
-    template = page.get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     text = template.render(runs=found, limit=PARITY_LIMIT, comparison=comparison, **tools)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, text.encode("utf-8", "replace").decode())  # a completion may hold half a character

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,15 @@ from rewards.functions import Function, find_function
 
 class RewardError(ValueError):
     """A reward function broke its contract; says which, on which sample, and how."""
+
+
+class Compares(RewardFunction):
+    """A reward that is shown several outputs of a group at once, and so may go by the place of an output."""
+
+    @abc.abstractmethod
+    def in_order(self, number: int) -> RewardFunction:
+        """The same, showing outputs in the order they come, and asking anew instead of remembering; equal questions of
+        another round have another `number`."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from mmrl.types import Samples
 from rewards.compose import Part, RewardError, WeightedSum
 from rewards.pictures import Judge
 from rewards.pictures.judge_answers import parse_ranking, parse_score
-from rewards.pictures.judge_client import Cache, chat_url
+from rewards.pictures.judge_client import chat_url
+from rewards.pictures.judge_ledger import Cache
 from tests.fake_judge import FakeJudge, Reply, brightness, by_brightness, serving
 
 
@@ -406,3 +407,58 @@ def test_secrets_stay_out_of_messages(monkeypatch: pytest.MonkeyPatch, rubric: s
     assert "hidden" not in repr(function)
     assert "hidden" not in function.endpoint().shown
     assert "hidden" not in repr(function.endpoint())
+
+
+# ---- every call is accounted for -------------------------------------------------------------------------
+
+
+def test_every_call_ends_in_one_way_and_its_tokens_are_counted(server: FakeJudge, rubric: str) -> None:
+    def hang() -> None:
+        time.sleep(0.6)
+
+    def cut() -> Reply:
+        raise ConnectionResetError
+
+    answer = {"choices": [{"message": {"content": "Score: 5"}}], "usage": {"prompt_tokens": 90, "completion_tokens": 3}}
+    server.script = [http_500, hang, cut, lambda: (200, "rubbish"), lambda: (200, json.dumps(answer))]
+    function = judge(rubric, retries=8, timeout_s=0.3, price=(2.0, 10.0))
+    assert function(greys(1)).values.tolist() == [0.5]
+    tally = function.tally
+    assert dict(tally.outcomes) == {"status": 1, "timeout": 1, "connection": 1, "garbled": 1, "answered": 1}
+    assert tally.calls == sum(tally.outcomes.values()) == len(server.asked) == 5
+    assert tally.spent() == {"calls": 5, "prompt_tokens": 90, "completion_tokens": 3}
+    assert tally.money(function.price) == pytest.approx((90 * 2 + 3 * 10) / 1e6)
+    server.script = [lambda: (401, "no")]
+    with pytest.raises(RewardError, match="refuses"):
+        function(greys(2))
+    assert tally.outcomes["refused"] == 1
+
+
+def test_a_replay_asks_nobody(server: FakeJudge, rubric: str, tmp_path: Path) -> None:
+    fields = {"cache": str(tmp_path / "cache")}
+    first = judge(rubric, **fields)(greys(10, 20))
+    server.away = True
+    replay = judge(rubric, replay=True, **fields)
+    assert replay(greys(20, 10)).values.tolist() == first.values.tolist()[::-1]
+    with pytest.raises(RewardError, match="1 questions are not in the cache .*: turn replay off to ask them"):
+        replay(greys(10, 30))
+    assert server.turned_away == 0
+    with pytest.raises(ValueError, match="replay reads the cache alone: give cache"):
+        judge(rubric, replay=True)
+
+
+def test_a_judge_in_order_shows_what_it_makes_of_places(server: FakeJudge, rubric: str) -> None:
+    from rewards.evaluation import Pair
+    from rewards.evaluation.judges import places
+
+    pairs = [Pair(f"p{i}", "a cat", (grey(2 * i), grey(2 * i + 100)), 1) for i in range(20)]
+    fair = places(judge(rubric, mode="rank"), pairs)
+    assert (fair["judge/first"].value, fair["judge/accuracy_both"].value, fair["judge/repeats"].value) == (
+        0.5,
+        1.0,
+        1.0,
+    )
+    server.answer = lambda request: '{"ranking": [1, 2]}'
+    by_place = places(judge(rubric, mode="rank"), pairs)
+    assert (by_place["judge/first"].value, by_place["judge/consistent"].value) == (1.0, 0.0)
+    assert by_place["judge/accuracy_both"].value == 0.0

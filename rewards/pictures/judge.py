@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from mmrl.types import RewardFunction, Samples, Scores
-from rewards.compose import RewardError
+from rewards.compose import Compares, RewardError
 from rewards.pictures.base import find_path, groups_of, need_package, picture_of, scores_of
-from rewards.pictures.judge_answers import ABSOLUTE, RANK, WARNING, parse_ranking, parse_score
-from rewards.pictures.judge_client import Cache, Endpoint, Tally, run_all
+from rewards.pictures.judge_answers import ABSOLUTE, ALL_LIES, RANK, WARNING, parse_ranking, parse_score
+from rewards.pictures.judge_client import Endpoint, run_all
 from rewards.pictures.judge_endpoint import endpoint_of
+from rewards.pictures.judge_ledger import Cache, Tally
 from rewards.pictures.judge_questions import (
     SUFFIXES,
     Bodies,
@@ -33,12 +34,9 @@ from rewards.pictures.judge_questions import (
 if TYPE_CHECKING:
     import httpx
 
-ALL_LIES = 8
-"""So many answers, none of them readable, are no accident."""
-
 
 @dataclass(frozen=True)
-class Judge(RewardFunction):
+class Judge(Compares):
     """A judge's score from 0 (worst) to 1 (best); not applicable where its answer cannot be read.
 
     `url_env` names the environment variable that holds the URL, `key_env` the one with the key. `rubric` is a text
@@ -46,7 +44,8 @@ class Judge(RewardFunction):
     for each picture; `rank` asks once for the order of the pictures of a prompt: best 1, worst 0. Without `model`, the
     only one that is served. Pictures larger than `max_side` are shrunk. A call that fails is tried `retries` times
     more, after pauses of `pause_s`, twice that, and so on up to a minute. `budget_calls` bounds the requests of this
-    process, retries included. With `cache`, a folder, no question is asked twice, and answers survive a stop.
+    process, retries included. With `cache`, a folder, no question is asked twice, and answers survive a stop; with
+    `replay` nobody is asked, and what it lacks is an error. `price`: money for a million tokens read, and written.
     """
 
     url_env: str
@@ -62,6 +61,8 @@ class Judge(RewardFunction):
     concurrency: int = 8
     budget_calls: int | None = None
     cache: str = ""
+    replay: bool = False
+    price: tuple[float, float] = (0.0, 0.0)
     max_side: int = 1024
     temperature: float = 0.0
     max_tokens: int = 512
@@ -95,6 +96,10 @@ class Judge(RewardFunction):
             raise ValueError(f"Judge.images {self.images!r} is no folder with {', '.join(SUFFIXES)} files: give one")
         if self.cache and Path(self.cache).exists() and not Path(self.cache).is_dir():
             raise ValueError(f"Judge.cache {self.cache!r} is a file: give a folder")
+        if self.replay and not (self.cache and self.model):
+            raise ValueError(
+                "Judge.replay reads the cache alone: give cache, a folder, and model, whose answers it has"
+            )
 
     def _check_numbers(self) -> None:
         if self.mode not in ("absolute", "rank"):
@@ -113,6 +118,9 @@ class Judge(RewardFunction):
 
     def __call__(self, samples: Samples) -> Scores:
         return self.scored(samples, Cache(Path(self.cache) if self.cache else None), 0)
+
+    def in_order(self, number: int) -> RewardFunction:
+        return _InOrder(self)
 
     def calls(self, prompts: int, each: int) -> int:
         """How many questions `each` pictures of so many prompts make, if none is asked again."""
@@ -136,8 +144,9 @@ class Judge(RewardFunction):
             raise RewardError(f"the judge gave no picture two readable answers in {times} rounds: look at its rubric")
         return float(torch.stack(spreads).mean())
 
-    def scored(self, samples: Samples, cache: Cache, order: int) -> Scores:
-        """Scores with the part `unparsable`: 1 where there was an answer that could not be read."""
+    def scored(self, samples: Samples, cache: Cache, order: int | None) -> Scores:
+        """Scores with the part `unparsable`: 1 where there was an answer that could not be read. When ranking, pictures
+        are shown in an order that `order` and what they look like decide; None: as they come."""
         shown = [None if (p := picture_of(o)) is None else data_url(p, self.max_side) for o in samples.outputs]
         together = self._together(samples, shown, order)
         found = self._asked([self._question(samples, shown, ids) for ids in together], cache)
@@ -151,11 +160,13 @@ class Judge(RewardFunction):
         total = scores_of(values)
         return Scores(total.values, total.applicable, {"unparsable": scores_of(unparsable)})
 
-    def _together(self, samples: Samples, shown: Sequence[str | None], order: int) -> list[list[int]]:
-        """Which samples are asked about in one question; their order depends on nothing but what they look like."""
+    def _together(self, samples: Samples, shown: Sequence[str | None], order: int | None) -> list[list[int]]:
+        """Which samples are asked about in one question, in the order they are shown."""
         if self.mode == "absolute":
             return [[i] for i, picture in enumerate(shown) if picture is not None]
         groups = [[i for i in ids if shown[i] is not None] for ids in groups_of(samples, "Judge").values()]
+        if order is None:
+            return [ids for ids in groups if len(ids) > 1]
         digests = [hashlib.sha256(f"{order}{picture}".encode()).digest() for picture in shown]
         return [sorted(ids, key=lambda i: digests[i]) for ids in groups if len(ids) > 1]
 
@@ -191,6 +202,10 @@ class Judge(RewardFunction):
             known = {key: answer for key in counts if (answer := cache.read(key)) is not None}
             known = {key: answer for key, answer in known.items() if self._read(answer, counts[key]) is not None}
             new = {key: body for key, body in zip(keys, bodies, strict=True) if key not in known}
+            if new and self.replay:
+                raise RewardError(
+                    f"{len(new)} questions are not in the cache {self.cache!r}: turn replay off to ask them"
+                )
             if new:
                 self.tally.check(len(new))
                 if self.model and not self.tally.calls:
@@ -224,3 +239,11 @@ class Judge(RewardFunction):
                 "look at its rubric and model, or raise max_tokens"
             )
         return answers
+
+
+@dataclass(frozen=True)
+class _InOrder(RewardFunction):
+    judge: Judge
+
+    def __call__(self, samples: Samples) -> Scores:
+        return self.judge.scored(samples, Cache(None), None)

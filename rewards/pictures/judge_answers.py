@@ -6,6 +6,8 @@ import json
 import math
 import re
 
+ALL_LIES = 8
+"""So many answers, none of them readable, are no accident."""
 ABSOLUTE = (
     'Judge the picture by the rubric above. Answer with JSON only, {{"score": x}}, where x is a number from {low:g} '
     "(worst) to {high:g} (best)."

@@ -1,22 +1,21 @@
-"""Asks an OpenAI-compatible chat endpoint: one deadline per call, retries with growing pauses, a budget of calls, a
-cache of answers as JSON, and a bounded number of calls at a time."""
+"""Asks an OpenAI-compatible chat endpoint: one deadline per call, retries with growing pauses, a budget of calls, and a
+bounded number of calls at a time."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rewards.compose import RewardError
+from rewards.pictures.judge_ledger import Tally
 
 if TYPE_CHECKING:
     import httpx
@@ -27,44 +26,17 @@ LONGEST_PAUSE_S, LONGEST_RETRY_AFTER_S, FIRST_CONTACT_S = 60.0, 300.0, 10.0
 LOGGER = logging.getLogger(__name__)
 
 
-class Tally:
-    """How many calls were made, of how many that may be; safe between threads."""
+@dataclass(frozen=True)
+class Attempt:
+    """How one call ended: with the text of an answer, or the reason why there is none and the seconds that the server
+    asks to wait."""
 
-    def __init__(self, budget: int | None) -> None:
-        self.budget, self.calls, self.unparsable, self.model = budget, 0, 0, ""
-        self._lock, self._failed = threading.Lock(), 0
-
-    def take(self, count: int = 1) -> None:
-        """Note `count` more calls.
-
-        Raises:
-            RewardError: there are not so many left; nothing is noted.
-        """
-        with self._lock:
-            self.check(count)
-            self.calls += count
-
-    def failed(self, attempts: int) -> bool:
-        """Note that a call failed so many times; whether that is news: of many calls at a time one speaks."""
-        with self._lock:
-            news, self._failed = attempts > self._failed, max(attempts, self._failed)
-        return news
-
-    def answered(self) -> None:
-        """Note that there was an answer: the next failure is news again."""
-        self._failed = 0
-
-    def check(self, count: int) -> None:
-        """That `count` more calls may be made.
-
-        Raises:
-            RewardError: they may not.
-        """
-        if self.budget is not None and self.calls + count > self.budget:
-            raise RewardError(
-                f"the judge has made {self.calls} calls, needs {count} more, and budget_calls is {self.budget}: "
-                "raise it and resume"
-            )
+    outcome: str  # as Tally.outcomes has it
+    answer: str | None = None
+    reason: str = ""
+    pause_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,13 +98,14 @@ class Endpoint:
             if stop.is_set():
                 raise RewardError("stopped, because another call to the judge failed")
             tally.take()
-            answer, reason, wanted_pause = self._try(client, body)
-            if answer is not None:
+            ended = self._counted(client, body, tally)
+            reason = ended.reason
+            if ended.answer is not None:
                 tally.answered()
-                return answer
+                return ended.answer
             if attempt < self.retries:
                 jitter = 0.5 + mark[attempt % len(mark)] / 255  # not all at once, and the same in every run
-                pause = max(min(self.pause_s * 2**attempt, LONGEST_PAUSE_S) * jitter, wanted_pause)
+                pause = max(min(self.pause_s * 2**attempt, LONGEST_PAUSE_S) * jitter, ended.pause_s)
                 if tally.failed(attempt + 1):
                     LOGGER.warning("judge %s: %s; try %d in %.1f s", self.shown, reason, attempt + 2, pause)
                 stop.wait(pause)
@@ -141,8 +114,22 @@ class Endpoint:
             f"{time.monotonic() - started:.0f} s (last: {reason}): see whether it runs, then resume"
         )
 
-    def _try(self, client: httpx.Client, body: Mapping[str, object]) -> tuple[str | None, str, float]:
-        """The answer, or None, why, and the seconds the server asks to wait."""
+    def _counted(self, client: httpx.Client, body: Mapping[str, object], tally: Tally) -> Attempt:
+        """One call, whose end is noted however it comes.
+
+        Raises:
+            RewardError: it was refused.
+        """
+        ended = Attempt("interrupted")
+        try:
+            ended = self._try(client, body)
+        finally:
+            tally.ended(ended.outcome, ended.prompt_tokens, ended.completion_tokens)
+        if ended.outcome == "refused":
+            raise RewardError(ended.reason)
+        return ended
+
+    def _try(self, client: httpx.Client, body: Mapping[str, object]) -> Attempt:
         import httpx
 
         deadline = time.monotonic() + self.timeout_s
@@ -155,18 +142,21 @@ class Endpoint:
                         raise httpx.ReadTimeout("the answer came too slowly")
             content = b"".join(parts)
         except httpx.TimeoutException:
-            return None, f"no answer within {self.timeout_s:g} s", 0.0
+            return Attempt("timeout", reason=f"no answer within {self.timeout_s:g} s")
         except httpx.HTTPError as error:
-            return None, f"{type(error).__name__}: {error}", 0.0
+            return Attempt("connection", reason=f"{type(error).__name__}: {error}")
         if response.status_code >= 500 or response.status_code in PASSING:
-            return None, f"HTTP {response.status_code}", _seconds(response.headers.get("retry-after", ""))
+            pause_s = _seconds(response.headers.get("retry-after", ""))
+            return Attempt("status", reason=f"HTTP {response.status_code}", pause_s=pause_s)
         if response.status_code != 200:
-            raise RewardError(self._refused(response.status_code, content))
+            return Attempt("refused", reason=self._refused(response.status_code, content))
         try:
-            text = json.loads(content)["choices"][0]["message"]["content"]
+            said = json.loads(content)
+            text = said["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            return None, f"not an answer of an OpenAI-compatible server: {content[:200]!r}", 0.0
-        return text if isinstance(text, str) else "", "", 0.0
+            return Attempt("garbled", reason=f"not an answer of an OpenAI-compatible server: {content[:200]!r}")
+        tokens = [_count(said, name) for name in ("prompt_tokens", "completion_tokens")]
+        return Attempt("answered", text if isinstance(text, str) else "", "", 0.0, *tokens)
 
     def _refused(self, status: int, content: bytes) -> str:
         advice = {401: "set the field key_env", 403: "check the key", 404: "check the URL and the field model"}
@@ -198,40 +188,16 @@ def chat_url(name: str, value: str) -> str:
     return f"{base}{'' if parts.path.strip('/') else '/v1'}/chat/completions"
 
 
+def _count(said: Mapping[str, object], name: str) -> int:
+    """A number of tokens that a server says it took; 0 where it does not."""
+    usage = said.get("usage")
+    found = usage.get(name) if isinstance(usage, dict) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+
+
 def _seconds(text: str) -> float:
     """A Retry-After in seconds; as a date it is left alone."""
     return min(float(text), LONGEST_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Answers in a folder, one JSON file each, by the hash of what was asked of whom. No folder: nothing is kept."""
-
-    folder: Path | None
-
-    def read(self, key: str) -> str | None:
-        """The answer, if it is there and whole."""
-        if self.folder is None:
-            return None
-        try:
-            answer = json.loads(self._file(key).read_text(encoding="utf-8"))["answer"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-        return answer if isinstance(answer, str) else None
-
-    def write(self, key: str, answer: str) -> None:
-        """Keep an answer; a half-written file is never seen under its name."""
-        if self.folder is None:
-            return
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
-        unfinished.write_text(json.dumps({"answer": answer}), encoding="utf-8")
-        unfinished.replace(file)
-
-    def _file(self, key: str) -> Path:
-        assert self.folder is not None
-        return self.folder / key[:2] / f"{key}.json"
 
 
 def run_all(jobs: Mapping[str, Callable[[threading.Event], str]], concurrency: int) -> dict[str, str]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 from rewards.pictures.base import need_package
-from rewards.pictures.judge_client import Cache, Endpoint, Tally, run_all
+from rewards.pictures.judge_client import Endpoint, run_all
 from rewards.pictures.judge_endpoint import endpoint_of
+from rewards.pictures.judge_ledger import Cache, Tally
 from rewards.pictures.judge_questions import Question, content_of, data_url
 from rewards.render.alike import Picture
 from rewards.render.differ import Differ

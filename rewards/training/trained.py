@@ -1,0 +1,102 @@
+"""A head that was trained, on disk and as a reward."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmrl.types import RewardFunction, Samples, Scores
+from rewards.compose import RewardError
+from rewards.pictures.base import find_path, said
+from rewards.training.backbones import Backbone, OpenClip, Transformers
+
+WEIGHTS, ABOUT = "head.safetensors", "head.json"
+
+
+class Head(nn.Module):
+    """From vectors (..., D) to scores (...): shifted and scaled, then one linear layer, or two with a GELU between."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        layers = [nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 1)] if hidden else [nn.Linear(width, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    @classmethod
+    def new(cls, width: int, hidden: int, shift: Tensor, scale: Tensor, generator: torch.Generator) -> Head:
+        """A fresh one: the last layer starts at 0, so that nothing is preferred; the rest is drawn."""
+        head = cls(width, hidden)
+        with torch.no_grad():
+            head.shift.copy_(shift)
+            head.scale.copy_(scale)
+            for layer in head.layers:
+                if isinstance(layer, nn.Linear):
+                    last = layer.out_features == 1
+                    drawn = torch.randn(layer.weight.shape, generator=generator) * layer.in_features**-0.5
+                    layer.weight.copy_(torch.zeros_like(drawn) if last else drawn)
+                    layer.bias.zero_()
+        return head
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        found: Tensor = self.layers((vectors - self.shift) / self.scale)
+        return found.squeeze(-1)
+
+
+def write_head(folder: Path, head: Head, backbone: Backbone) -> None:
+    """Write weights as safetensors, and which backbone they read as JSON."""
+    save_file(head.state_dict(), folder / WEIGHTS)
+    about = {"backbone": type(backbone).__name__, "fields": asdict(backbone), "hidden": head.hidden}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+@functools.cache
+def load_head(folder: Path) -> tuple[Head, Backbone]:
+    """The head in `folder` and the backbone that it was trained on.
+
+    Raises:
+        RewardError: the files are not those of a head.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        kinds: dict[str, type[Backbone]] = {"OpenClip": OpenClip, "Transformers": Transformers}
+        backbone = kinds[about["backbone"]](**about["fields"])  # none but these: a file names no code
+        weights = load_file(folder / WEIGHTS)
+        head = Head(len(weights["shift"]), int(about["hidden"]))
+        head.load_state_dict(weights)
+    except Exception as error:  # of any kind: what files hold is anyone's guess
+        raise RewardError(
+            f"Trained.folder {str(folder)!r} holds no head of `mmrl rewards train` ({said(error)}): train it again"
+        ) from error
+    return head.eval().requires_grad_(False), backbone
+
+
+@dataclass(frozen=True)
+class Trained(RewardFunction):
+    """The score of the head in `folder`; not applicable to what its backbone cannot read. It has no unit."""
+
+    folder: str
+
+    def __post_init__(self) -> None:
+        if not (find_path(self.folder) / ABOUT).is_file():
+            raise ValueError(
+                f"Trained.folder {self.folder!r} has no {ABOUT}: give a folder that `mmrl rewards train` wrote"
+            )
+
+    def __call__(self, samples: Samples) -> Scores:
+        head, backbone = load_head(find_path(self.folder).resolve())
+        vectors, usable = backbone.features(samples)
+        if not bool(usable.any()):
+            return Scores(torch.zeros(len(samples)), usable)
+        with torch.no_grad():
+            return Scores(torch.where(usable, head(vectors), 0.0), usable)
