@@ -242,10 +242,13 @@ def pushcube(found: dict) -> str:
 
 
 def words(found: dict) -> str:
-    rows = ["| four tasks told by words, one policy | before | after |", "|---|---|---|"]
+    cloning = found.get("longer_cloning", {})
+    spent = f", {cloning['cpu_s']:.0f} CPU s" if cloning else ""
+    rows = [f"| four tasks told by words, one policy | before | after RL | cloned for longer{spent} |", "|---|---|---|---|"]
     for name, before in found["before"].items():
         label = name.partition("/")[2] or "all four"
-        rows.append(f"| {label} | {pm(before)} | {pm(found['after'][name])} |")
+        other = f"{cloning[name]:.3f}" if name in cloning else "-"
+        rows.append(f"| {label} | {pm(before)} | {pm(found['after'][name])} | {other} |")
     seeds = len(found["seeds"])
     told = "one seed, so no claim" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
     return "\n".join(
