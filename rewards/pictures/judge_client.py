@@ -202,15 +202,27 @@ def _seconds(text: str) -> float:
 
 def run_all(jobs: Mapping[str, Callable[[threading.Event], str]], concurrency: int) -> dict[str, str]:
     """The results of all jobs, at most `concurrency` at a time. The first error stops the rest and is raised."""
-    stop = threading.Event()
+    stop, first = threading.Event(), list[BaseException]()
     found: dict[str, str] = {}
+
+    def guarded(job: Callable[[threading.Event], str]) -> str:
+        try:
+            return job(stop)
+        except BaseException as error:
+            if not stop.is_set():
+                first.append(error)
+            stop.set()  # here, not where results are awaited: this thread would begin another job before that
+            raise
+
     with ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="judge") as pool:
-        futures: dict[Any, str] = {pool.submit(job, stop): key for key, job in jobs.items()}
+        futures: dict[Any, str] = {pool.submit(guarded, job): key for key, job in jobs.items()}
         try:
             for future in as_completed(futures):
                 found[futures[future]] = future.result()
-        except BaseException:
+        except BaseException as error:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+            if first and isinstance(error, Exception):
+                raise first[0] from None  # the others only say that they were stopped
             raise
     return found
