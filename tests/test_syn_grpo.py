@@ -148,7 +148,7 @@ def test_random_descriptions_train_no_description(policy: VisionPolicy) -> None:
     with evolving(policy, config) as collector:
         _, second = collected(collector, policy, 2)
         assert collector.measured()["synthetic/share"] > 0
-        assert {words for words, _ in collector.wall} <= {"grass", "red plain"}
+        assert {one.columns["provenance"]["description"] for one in collector.wall} <= {"grass", "red plain"}
     assert not second.replayed.any()
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from mmrl.coverage import answer_entropy, pass_at_k, powers_of_two
 from mmrl.masked import masked_mean
@@ -54,8 +53,8 @@ class AnswerEvaluator(Evaluator):
     by: str | None = None
     tool: Tool | None = None
     attempts: int | None = None
-    made: Callable[[], Sequence[tuple[str, Image.Image]]] | None = None
-    """The newest pictures that were made while training, with their descriptions, for people to look at."""
+    made: Callable[[], Sequence[Example]] | None = None
+    """The newest examples that were made while training, with the column `provenance`, for people to look at."""
 
     def __post_init__(self) -> None:
         values = self._values()
@@ -187,10 +186,11 @@ class AnswerEvaluator(Evaluator):
 
     def _hang(self, folder: Path) -> None:
         """The wall of made pictures, for the report."""
-        made = self.made() if self.made is not None else ()
-        for number, (_, picture) in enumerate(made):
-            picture.save(folder / f"made_{number:03d}.png")
-        shown = [{"image": f"made_{number:03d}.png", "text": text} for number, (text, _) in enumerate(made)]
+        shown = []
+        for number, example in enumerate(self.made() if self.made is not None else ()):
+            name, told = f"made_{number:03d}.png", example.columns["provenance"]
+            example.pictures()[0].save(folder / name)
+            shown.append({"image": name, "text": told["description"], "provenance": told})  # type: ignore[index]
         if shown:
             title = "The newest pictures that the data server made, and what the policy had asked for"
             (folder / "wall.json").write_text(json.dumps({"title": title, "shown": shown}, ensure_ascii=False))

@@ -123,8 +123,8 @@ class EvolvingCollector(Collector):
         self._ready: deque[Ready] = deque()
         self._step = self._next = 0
         self._measured: dict[str, float] = {}
-        self.wall: deque[tuple[str, Image.Image]] = deque(maxlen=64)
-        """The newest made pictures with their descriptions, for people to look at."""
+        self.wall: deque[Example] = deque(maxlen=64)
+        """The newest made examples, for people to look at."""
         on = self.config.share > 0
         bare = next((one.id for one in self.answers.examples if "mask" not in one.columns), None) if on else None
         if bare is not None:
@@ -183,10 +183,14 @@ class EvolvingCollector(Collector):
         assert result.picture is not None
         parent = self.answers.examples[written.number]
         picture = Image.fromarray(result.picture)
-        self.wall.append((written.description, picture))
-        told = {"description": written.description, "parent": parent.id, "seed": written.seed, "checks": result.checks}
+        told = {
+            "description": written.description, "parent": parent.id, "step": written.step, "seed": written.seed,
+            "checks": result.checks,
+        }  # fmt: skip
         columns = {**parent.columns, "provenance": told}
-        return replace(parent, id=f"{parent.id}/made {written.request}", images=(picture,), columns=columns)
+        child = replace(parent, id=f"{parent.id}/made {written.request}", images=(picture,), columns=columns)
+        self.wall.append(child)
+        return child
 
     def _spreads(self, rollout: Rollout) -> Tensor:
         accuracy = rollout.reward_parts.get(self.config.accuracy)
