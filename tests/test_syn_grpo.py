@@ -274,6 +274,26 @@ def test_a_reward_that_is_not_there_is_named(policy: VisionPolicy) -> None:
         collected(collector, policy, 1)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("rollout.turns=2", "synthetic is set with rollout.turns 2"),
+        ("policy.critic={}", "synthetic is set with rollout.turns 1 and policy.critic"),
+        (
+            "algorithm.selectors=[mmrl.selectors.ForkingTokens]",
+            "algorithm has ForkingTokens, which plans on statistics",
+        ),
+        ("synthetic.accuracy=right", "synthetic.accuracy is 'right'"),
+        ("synthetic.generator.init_args.photographs=[moon]", "names 'moon'"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(override: str, told: str) -> None:
+    from mmrl.config import ConfigError, load
+
+    with pytest.raises(ConfigError, match=told):
+        load("vision/syn_grpo", [override])
+
+
 def test_written_survives_json() -> None:
     import json
 

@@ -110,6 +110,12 @@ class Experiment(TrainingKeys):
                 f"synthetic is set with rollout.turns {self.rollout.turns} and policy.critic {self.policy.critic}: "
                 "made pictures are answered in one turn and compared within their group; set turns to 1, critic to null"
             )
+        planning = [type(part).__name__ for part in self.algorithm.parts if part.plans_on]
+        if self.synthetic is not None and planning:
+            raise ValueError(
+                f"synthetic is set and algorithm has {planning[0]}, which plans on statistics that a description does "
+                "not bring back when it is replayed: take that part out, or set synthetic to null"
+            )
         if self.synthetic is not None and self.synthetic.accuracy not in self.rewards:
             raise ValueError(
                 f"synthetic.accuracy is {self.synthetic.accuracy!r}, and rewards has {sorted(self.rewards)}: name the "
