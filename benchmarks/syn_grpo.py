@@ -184,7 +184,8 @@ def kills() -> dict[str, object]:
 
 def kill_child(pid: int) -> int:
     """Kill the process that `pid` spawned last, if there is one; returns how many."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").glob("*/children")  # the supervisor's thread starts them again
+    children = sorted(int(child) for thread in threads for child in thread.read_text().split())
     servers = [
         child for child in children
         if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
