@@ -244,7 +244,10 @@ def pushcube(found: dict) -> str:
 def words(found: dict) -> str:
     cloning = found.get("longer_cloning", {})
     spent = f", {cloning['cpu_s']:.0f} CPU s" if cloning else ""
-    rows = [f"| four tasks told by words, one policy | before | after RL | cloned for longer{spent} |", "|---|---|---|---|"]
+    rows = [
+        f"| four tasks told by words, one policy | before | after RL | cloned for longer{spent} |",
+        "|---|---|---|---|",
+    ]
     for name, before in found["before"].items():
         label = name.partition("/")[2] or "all four"
         other = f"{cloning[name]:.3f}" if name in cloning else "-"
