@@ -188,7 +188,8 @@ def _check_rollout(name: str, rollout: Rollout) -> None:
     for part, values in rollout.reward_parts.items():
         if values.shape != valid.shape:
             raise ContractError(f"{name}: Rollout.reward_parts[{part!r}] needs one number per trajectory")
-    sizes = torch.unique(rollout.group_ids, return_counts=True)[1]
+    drawn = torch.ones_like(valid) if rollout.replayed is None else ~rollout.replayed
+    sizes = torch.unique(rollout.group_ids[drawn], return_counts=True)[1]
     if len(torch.unique(sizes)) > 1:
         raise ContractError(
             f"{name}: groups have {int(sizes.min())} to {int(sizes.max())} trajectories: a failed one stays in its "

@@ -38,6 +38,8 @@ def update(
     """Improve `policy` (wrapped) on this rank's `rollout`, or only its critic; returns metrics over all ranks."""
     if (runtime.reduced_precision or config.rescore) and not rollout.demonstration:
         recomputed = score(policy, rollout, config.micro_rows)
+        if rollout.replayed is not None:  # their ratio is to the policy of then
+            recomputed = torch.where(rollout.replayed[:, None], rollout.logprobs, recomputed)
         rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
     ledger = runtime.gather(rollout)
     plan = make_plan(ledger, algorithm)

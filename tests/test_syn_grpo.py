@@ -283,6 +283,8 @@ def test_a_reward_that_is_not_there_is_named(policy: VisionPolicy) -> None:
             "algorithm.selectors=[mmrl.selectors.ForkingTokens]",
             "algorithm has ForkingTokens, which plans on statistics",
         ),
+        ("train.resample=1", "synthetic is set and train.resample is 1"),
+        ("rollout.plan=vision.plans.CURE", "rollout.plan is CURE and `synthetic` is set"),
         ("synthetic.accuracy=right", "synthetic.accuracy is 'right'"),
         ("synthetic.generator.init_args.photographs=[moon]", "names 'moon'"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from mmrl.order import Shuffled, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores, Transitions
-from vision.conversation import Conversation, Limits, as_samples, converse
+from vision.conversation import Conversation, Held, Limits, as_samples, converse, in_one_turn
 from vision.data.base import Example
 from vision.encoding import Encoder
+from vision.plans.base import Plan, Wanted
 from vision.policy import VisionPolicy
 from vision.tools import Tool
 
@@ -28,11 +29,19 @@ class RolloutConfig:
     max_new_tokens: int = 64
     max_prompt_tokens: int = 4096
     turns: int = 1
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "group", "max_new_tokens", "turns"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
+        if self.plan is not None:
+            if self.turns > 1:
+                raise ValueError(
+                    f"rollout.turns is {self.turns} and rollout.plan is {type(self.plan).__name__}, which is of "
+                    "answers in one turn: set turns to 1, or plan to null"
+                )
+            self.plan.check(self.group, self.max_new_tokens)
 
     @property
     def limits(self) -> Limits:
@@ -57,6 +66,13 @@ class AnswerCollector(Collector):
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
         self.config, self.runtime, self.tool = config, runtime, tool
+        if config.plan is not None and config.plan.replays and runtime.world > 1:
+            raise ValueError(
+                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has the "
+                "answers that one of them keeps: run it on one, or set plan to null"
+            )
+        self.plan = None if config.plan is None else replace(config.plan)
+        """The config's, with a memory of its own."""
         self.order = Shuffled(len(examples), runtime, "prompts")
         self.asked: list[Example] = []
         """The example of each row of the last rollout."""
@@ -79,26 +95,41 @@ class AnswerCollector(Collector):
         """Groups of answers to the examples `chosen`, rewarded. `numbers` are theirs in `examples`, `places` those of
         their groups among the groups of all processes."""
         self.asked = [example for example in chosen for _ in range(self.config.group)]
-        keep = policy.config.reuse_prefill
-        held = converse(policy, self.encode, chosen, self.config.group, self.config.limits, self.tool, generator, keep)
+        held, own = self._held(policy, chosen, generator)
         self.conversations = held.conversations
         scores = self.reward(as_samples(self.asked, held.conversations))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
         device = held.logprobs.device
         turns = torch.tensor([float(len(c.turns)) for c in held.conversations], device=device)
         several = {} if self.config.turns == 1 else {"turns": turns[:, None].expand_as(held.alive)}
-        return answered(held.transitions, held.logprobs, held.alive, scores, groups).with_(
+        rollout = answered(held.transitions, held.logprobs, held.alive, scores, groups)
+        rollout = rollout.with_(
+            mask=rollout.mask & own,
             prompt_ids=torch.tensor(list(numbers), device=device).repeat_interleave(self.config.group),
             stats={**held.stats, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
             values=held.values,
             last_value=None if held.values is None else held.values.new_zeros(len(held.values)),  # rewarded as it is
         )
+        return rollout if self.plan is None else self.plan.then(policy, rollout, self, generator)
+
+    def _held(self, policy: VisionPolicy, chosen: Sequence[Example], generator: torch.Generator) -> tuple[Held, Tensor]:
+        """Groups of answers to `chosen`, and the tokens (B, T) that each of them drew itself."""
+        group, limits, keep = self.config.group, self.config.limits, policy.config.reuse_prefill
+        if self.plan is None:
+            held = converse(policy, self.encode, chosen, group, limits, self.tool, generator, keep)
+            return held, held.alive
+        wanted = Wanted(self.encode.many(chosen), group, limits.max_new_tokens, generator, keep)
+        rows = self.plan.draw(policy, wanted)
+        return in_one_turn(policy, rows.drawn), rows.own()
 
     def state_dict(self) -> dict[str, object]:
-        return self.order.state_dict()
+        return {**self.order.state_dict(), **({} if self.plan is None else {"plan": self.plan.state_dict()})}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.order.load_state_dict(state)
+        planned = state.get("plan")
+        if self.plan is not None and isinstance(planned, Mapping):
+            self.plan.load_state_dict(planned)
 
     def cpu_s(self) -> float:
         return 0.0 if self.tool is None else self.tool.cpu_s()

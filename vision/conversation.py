@@ -83,6 +83,15 @@ def converse(
     return _joined(conversations, drawn, turns, torch.tensor(floor.truncated))
 
 
+def in_one_turn(policy: VisionPolicy, drawn: Drawn) -> Held:
+    """Answers as conversations of one turn that nobody replies to."""
+    said = decoded(policy, written(policy, drawn.transitions.completions))
+    conversations = tuple(Conversation((text,)) for text in said)
+    return Held(
+        conversations, drawn.transitions, drawn.logprobs, drawn.stats, drawn.alive, drawn.truncated, drawn.values
+    )
+
+
 class _Floor:
     """Who has said what so far, and who goes on."""
 

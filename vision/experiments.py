@@ -25,6 +25,7 @@ from vision.data import JSONL, Example, HeldOutFile, Protocol, Source, Split
 from vision.demonstrations import Corrections, DemonstrationCollector
 from vision.encoding import Encoder
 from vision.evaluation import AnswerEvaluator
+from vision.plans.base import Plan
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
@@ -105,10 +106,17 @@ class Experiment(TrainingKeys):
     domain = "vision"
 
     def __post_init__(self) -> None:
+        if self.rollout.plan is not None:
+            self._check_plan(self.rollout.plan)
         if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):
             raise ValueError(
                 f"synthetic is set with rollout.turns {self.rollout.turns} and policy.critic {self.policy.critic}: "
                 "made pictures are answered in one turn and compared within their group; set turns to 1, critic to null"
+            )
+        if self.synthetic is not None and self.train.resample:
+            raise ValueError(
+                f"synthetic is set and train.resample is {self.train.resample}: decided groups are answered by new "
+                "pictures there, not by drawing other prompts; set resample to 0, or synthetic to null"
             )
         planning = [type(part).__name__ for part in self.algorithm.parts if part.plans_on]
         if self.synthetic is not None and planning:
@@ -125,6 +133,18 @@ class Experiment(TrainingKeys):
             raise ValueError(
                 f"rollout.turns is {self.rollout.turns} and there is no `tool` to answer a turn: give one, such as "
                 "vision.rrvf.RenderAndCompare, or set rollout.turns to 1"
+            )
+
+    def _check_plan(self, plan: Plan) -> None:
+        name = f"rollout.plan is {type(plan).__name__}"
+        if self.tool is not None or self.synthetic is not None:
+            other = "tool" if self.tool is not None else "synthetic"
+            raise ValueError(f"{name} and `{other}` is set: a plan is of answers to given pictures; set one to null")
+        if plan.replays and (self.policy.critic is not None or self.train.resample):
+            raise ValueError(
+                f"{name}, which replays answers, with policy.critic {self.policy.critic} and train.resample "
+                f"{self.train.resample}: nobody recorded their values and they have no group to replace; set critic to "
+                "null and resample to 0"
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ class Drawn:
     values: Tensor | None  # (B, C), 0 where not alive; None without a critic
 
 
-@torch.no_grad()
 def draw(
     policy: VisionPolicy,
     prompts: list[Prompt],
@@ -38,21 +37,40 @@ def draw(
     """`group` completions of each prompt, at temperature 1 from the full distribution; the most likely
     token instead where `generator` is None. `keep_prefill` leaves the run of the prompts to the policy."""
     device = policy.banned.device
-    on_device = tuple(prompt.to(device) for prompt in prompts)
     rows = torch.arange(len(prompts), device=device).repeat_interleave(group)
     blank = torch.full((len(rows), max_new_tokens), policy.pad_id, device=device)
-    transitions = TokenTransitions(on_device, rows, blank)
+    transitions = TokenTransitions(tuple(prompt.to(device) for prompt in prompts), rows, blank)
+    return go_on(policy, transitions, torch.zeros_like(rows), generator, keep_prefill)
+
+
+@torch.no_grad()
+def go_on(
+    policy: VisionPolicy,
+    transitions: TokenTransitions,
+    first: Tensor,
+    generator: torch.Generator | None,
+    keep_prefill: bool = False,
+) -> Drawn:
+    """The completions (B, C) of `transitions` drawn on from their token `first` (B,), less than C, up to C tokens at
+    most. The tokens before it, none of which may end an answer, are alive, and nothing else is known of them: 0."""
+    given, most = transitions.completions, transitions.completions.shape[1]
+    device, rows = given.device, len(given)
+    blank = torch.full_like(given, policy.pad_id)
     stops = torch.tensor(policy.eos_ids, device=device)
-    source = _Source(policy, transitions, keep_prefill, max_new_tokens)
-    alive = torch.zeros(len(rows), max_new_tokens, dtype=torch.bool, device=device)
+    skipped = int(first.min()) if rows else 0
+    blank[:, :skipped] = given[:, :skipped]
+    source = _Source(policy, replace(transitions, completions=blank), keep_prefill, most, skipped)
+    alive = torch.zeros(rows, most, dtype=torch.bool, device=device)
+    alive[:, :skipped] = True
     logprobs, values = (torch.zeros(alive.shape, device=device) for _ in range(2))
     wanted = asked((Entropy(), *policy.report))
     stats = {statistic.name: torch.zeros(alive.shape, device=device) for statistic in wanted}
-    running = torch.ones(len(rows), dtype=torch.bool, device=device)
-    for t in range(max_new_tokens):
+    running = torch.ones(rows, dtype=torch.bool, device=device)
+    for t in range(skipped, most):
         said = source.next(t)
         log_softmax = policy.log_softmax(said.logits[:, -1])
         token = log_softmax.argmax(-1) if generator is None else pick(log_softmax, generator)
+        token = torch.where(t < first, given[:, t], token)
         blank[:, t] = torch.where(running, token, policy.pad_id)
         alive[:, t] = running
         logprobs[:, t] = log_softmax.gather(-1, token[:, None]).squeeze(-1)
@@ -64,14 +82,14 @@ def draw(
         if not bool(running.any()):
             break
     length = max(1, int(alive.any(0).sum()))
-    kept = TokenTransitions(on_device, rows, blank[:, :length])
+    drawn = alive & (torch.arange(most, device=device) >= first[:, None])
     return Drawn(
-        kept,
-        torch.where(alive, logprobs, 0.0)[:, :length],
-        {name: torch.where(alive, found, 0.0)[:, :length] for name, found in stats.items()},
+        replace(transitions, completions=blank[:, :length]),
+        torch.where(drawn, logprobs, 0.0)[:, :length],
+        {name: torch.where(drawn, found, 0.0)[:, :length] for name, found in stats.items()},
         alive[:, :length],
         running,
-        None if policy.critic is None else torch.where(alive, values, 0.0)[:, :length],
+        None if policy.critic is None else torch.where(drawn, values, 0.0)[:, :length],
     )
 
 
@@ -88,10 +106,14 @@ def pick(log_softmax: Tensor, generator: torch.Generator) -> Tensor:
 class _Source:
     """What is said of the next token, from a growing cache. Where prompts cannot be shared, each row runs its own."""
 
-    def __init__(self, policy: VisionPolicy, transitions: TokenTransitions, keep: bool, tokens: int) -> None:
+    def __init__(
+        self, policy: VisionPolicy, transitions: TokenTransitions, keep: bool, tokens: int, known: int
+    ) -> None:
         self._policy, self._transitions = policy, transitions
         self._prefix = policy.prefix(transitions, keep) or self._unshared()
         self._prefix.reserve(tokens)
+        if known > 1:  # at once, up to the last of them, which `next` reads
+            extend(policy.model, self._prefix, transitions.completions[:, : known - 1], 0, policy.mrope)
 
     def _unshared(self) -> Prefix:
         policy, transitions = self._policy, self._transitions

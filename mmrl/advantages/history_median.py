@@ -28,10 +28,15 @@ class HistoryMedian(Advantage):
     positive_only: bool = True
     _means: deque[float] = field(default_factory=deque, init=False, repr=False, compare=False)
 
+    @property
+    def usual(self) -> float | None:
+        """P50 of the means of past groups; None before there are any."""
+        return statistics.median(self._means) if self._means else None
+
     def __call__(self, rollout: Rollout) -> Credit:
         rewards, valid, groups = rollout.returns(), rollout.alive.any(-1), rollout.group_ids
         by_group = dict(zip(groups[valid].tolist(), group_mean(rewards, valid, groups)[valid].tolist(), strict=True))
-        usual = statistics.median(self._means or by_group.values() or [0.0])
+        usual = statistics.median(by_group.values() or [0.0]) if self.usual is None else self.usual
         self._means.extend(by_group[group] for group in sorted(by_group))
         while len(self._means) > self.buffer:
             self._means.popleft()

@@ -1,0 +1,8 @@
+"""Rollout plans: how the answers of a group come about, where they are not all drawn one beside the other."""
+
+from vision.plans.aepo import AEPO
+from vision.plans.base import Plan
+from vision.plans.cure import CURE
+from vision.plans.spear import SPEAR
+
+__all__ = ["AEPO", "CURE", "SPEAR", "Plan"]

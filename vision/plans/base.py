@@ -1,0 +1,149 @@
+"""What a rollout plan is, and how an answer is begun with tokens of another one.
+
+A branch is a row as any other: its completion is whole, so that it is scored, rewarded and measured as an answer is,
+and only the tokens that it drew itself are trained. So a token is trained in the one row in which it was drawn.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmrl.types import Rollout
+from vision.policy import VisionPolicy
+from vision.sampling import Drawn, draw, go_on
+from vision.transitions import Prompt
+
+if TYPE_CHECKING:
+    from vision.collector import AnswerCollector
+
+
+@dataclass(frozen=True)
+class Rows:
+    """B answers, of which each may have begun with tokens of another."""
+
+    drawn: Drawn  # B
+    first: Tensor  # (B,) long: the first token that the row drew itself
+
+    def own(self) -> Tensor:
+        """The tokens (B, C) that a row drew itself."""
+        alive = self.drawn.alive
+        return alive & (torch.arange(alive.shape[1], device=alive.device) >= self.first[:, None])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`group` answers to each of P prompts, of at most `limit` tokens. `keep_prefill` leaves the run of the prompts to
+    the policy, where they are drawn first."""
+
+    prompts: list[Prompt]  # P
+    group: int
+    limit: int
+    generator: torch.Generator
+    keep_prefill: bool = False
+
+
+class Plan(abc.ABC):
+    """How a group of answers comes about. A frozen dataclass; each collector takes a copy, with a memory of its own."""
+
+    replays: bool = False
+    """Whether it brings rows of earlier steps into a rollout."""
+
+    def check(self, group: int, max_new_tokens: int) -> None:  # noqa: B027 - most can make any
+        """Raises:
+        ValueError: it cannot make groups of `group` answers of at most `max_new_tokens`.
+        """
+
+    @abc.abstractmethod
+    def draw(self, policy: VisionPolicy, wanted: Wanted) -> Rows:
+        """The answers, those of a prompt under each other."""
+
+    def then(
+        self, policy: VisionPolicy, rollout: Rollout, answers: AnswerCollector, generator: torch.Generator
+    ) -> Rollout:
+        """What becomes of the rewarded rollout of these answers."""
+        return rollout
+
+    def state_dict(self) -> dict[str, object]:
+        """What it remembers of past rollouts, as JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:  # noqa: B027 - most remember nothing
+        """Remember what `state_dict` told."""
+
+
+def whole(policy: VisionPolicy, wanted: Wanted, group: int | None = None) -> Rows:
+    """Answers that begin with nothing: `group` to each prompt, all that are wanted if null."""
+    drawn = draw(policy, wanted.prompts, group or wanted.group, wanted.limit, wanted.generator, wanted.keep_prefill)
+    return Rows(drawn, torch.zeros_like(drawn.transitions.prompt_index))
+
+
+def with_more(policy: VisionPolicy, wanted: Wanted, rows: Rows, count: Tensor) -> Rows:
+    """`rows` and `count` (P,) further answers to each prompt that begin with nothing."""
+    index = torch.arange(len(count), device=count.device).repeat_interleave(count)
+    if not len(index):
+        return rows
+    blank = torch.full((len(index), wanted.limit), policy.pad_id, device=index.device)
+    everyone, first = rows.drawn.transitions, torch.zeros_like(index)
+    drawn = go_on(policy, replace(everyone, prompt_index=index, completions=blank), first, wanted.generator)
+    return together([rows, Rows(drawn, first)], policy.pad_id)
+
+
+def branches(policy: VisionPolicy, wanted: Wanted, roots: Rows, parents: Tensor, first: Tensor) -> Rows:
+    """Other ends for rows `parents` (n,) of `roots`, n > 0, drawn from their token `first` (n,) on. What a branch
+    begins with counts in its length and is on record as it was drawn."""
+    before = roots.drawn
+    everyone = before.transitions
+    parent = everyone.rows(parents)
+    width = parent.completions.shape[1]
+    given = replace(parent, completions=pad(parent.completions, (0, wanted.limit - width), value=policy.pad_id))
+    drawn = go_on(policy, given, first, wanted.generator)
+    length = drawn.alive.shape[1]
+    begun = torch.arange(length, device=first.device) < first[:, None]
+
+    def recorded(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where(begun, pad(old[parents], (0, max(0, length - width)))[:, :length], new)
+
+    return Rows(
+        replace(
+            drawn,
+            transitions=replace(
+                everyone, prompt_index=everyone.prompt_index[parents], completions=drawn.transitions.completions
+            ),
+            logprobs=recorded(before.logprobs, drawn.logprobs),
+            stats={name: recorded(before.stats[name], found) for name, found in drawn.stats.items()},
+            values=None if drawn.values is None or before.values is None else recorded(before.values, drawn.values),
+        ),
+        first,
+    )
+
+
+def together(parts: Sequence[Rows], pad_id: int) -> Rows:
+    """Rows of several parts, which answer the same prompts, as one: those of a prompt under each other."""
+    drawn = [part.drawn for part in parts]
+    longest = max(part.alive.shape[1] for part in drawn)
+    index = torch.cat([part.transitions.prompt_index for part in drawn])
+    order = torch.argsort(index, stable=True)
+
+    def stacked(tensors: Sequence[Tensor], fill: int = 0) -> Tensor:
+        return torch.cat([pad(t, (0, longest - t.shape[1]), value=fill) for t in tensors])[order]
+
+    completions = stacked([part.transitions.completions for part in drawn], pad_id)
+    values = [part.values for part in drawn if part.values is not None]
+    return Rows(
+        Drawn(
+            replace(drawn[0].transitions, prompt_index=index[order], completions=completions),
+            stacked([part.logprobs for part in drawn]),
+            {name: stacked([part.stats[name] for part in drawn]) for name in drawn[0].stats},
+            stacked([part.alive for part in drawn]),
+            torch.cat([part.truncated for part in drawn])[order],
+            stacked(values) if values else None,
+        ),
+        torch.cat([part.first for part in parts])[order],
+    )

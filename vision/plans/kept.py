@@ -1,0 +1,99 @@
+"""Answers that a plan keeps from one step to another, as they were drawn, and as rows of a later rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from mmrl.resampling import together
+from mmrl.types import Rollout
+from vision.policy import VisionPolicy
+from vision.transitions import TokenTransitions
+
+if TYPE_CHECKING:
+    from vision.collector import AnswerCollector
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An answer to the example `number` of the pool, rewarded in step `step`; its tokens are those up to its end."""
+
+    number: int
+    step: int
+    reward: float
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stats: Mapping[str, tuple[float, ...]]  # name -> of each token
+
+    def as_json(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> Kept:
+        """Of `as_json`."""
+        stats = {name: tuple(numbers) for name, numbers in found["stats"].items()}
+        kept = {name: tuple(found[name]) for name in ("tokens", "logprobs")}
+        return Kept(**{**found, **kept, "stats": stats})
+
+
+def of_rollout(rollout: Rollout, row: int, step: int) -> Kept:
+    """One answer of a rollout, to be kept."""
+    transitions, alive = rollout.transitions, rollout.alive[row]
+    assert isinstance(transitions, TokenTransitions)
+    assert rollout.prompt_ids is not None
+    return Kept(
+        int(rollout.prompt_ids[row]),
+        step,
+        float(rollout.returns()[row]),
+        tuple(transitions.completions[row, : len(alive)][alive].tolist()),
+        tuple(rollout.logprobs[row, alive].tolist()),
+        {name: tuple(numbers[row, alive].tolist()) for name, numbers in rollout.stats.items()},
+    )
+
+
+def with_replayed(
+    policy: VisionPolicy, rollout: Rollout, rows: Sequence[tuple[Kept, float]], answers: AnswerCollector
+) -> Rollout:
+    """`rollout`, all of whose rows are fresh, and below it kept answers with their credit, each a group of its own."""
+    device = rollout.logprobs.device
+    rollout = rollout.with_(replayed=torch.zeros(len(rollout), dtype=torch.bool, device=device))
+    if not rows:
+        return rollout
+    kept = [answer for answer, _ in rows]
+    width = max(rollout.logprobs.shape[1], *(len(answer.tokens) for answer in kept))
+
+    def table(numbers: Sequence[Sequence[float]], fill: float = 0.0) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in numbers], device=device)
+
+    alive = table([[1.0] * len(answer.tokens) for answer in kept]).bool()
+    last = alive & ~pad(alive[:, 1:], (0, 1))
+    tokens = torch.tensor(
+        [[*a.tokens, *[policy.pad_id] * (width - len(a.tokens))] for a in kept], device=device, dtype=torch.long
+    )
+    credit = torch.tensor([worth for _, worth in rows], device=device)
+    prompts = tuple(answers.encode(answers.examples[answer.number]).to(device) for answer in kept)
+    each = torch.arange(len(kept), device=device)
+    old = Rollout(
+        transitions=TokenTransitions(prompts, each, tokens),
+        logprobs=table([answer.logprobs for answer in kept]),
+        mask=alive,
+        alive=alive,
+        rewards=torch.where(last, credit[:, None], 0.0),
+        discounts=torch.ones_like(alive, dtype=torch.float32),
+        group_ids=10**6 * (answers.runtime.rank + 1) + each,
+        prompt_ids=torch.tensor([answer.number for answer in kept], device=device),
+        stats={name: table([answer.stats[name] for answer in kept]) for name in rollout.stats},
+        reward_parts={name: torch.zeros_like(credit) for name in rollout.reward_parts},
+        applicable={name: torch.zeros_like(credit, dtype=torch.bool) for name in rollout.applicable},
+        replayed=torch.ones_like(credit, dtype=torch.bool),
+    )
+    transitions = rollout.transitions
+    assert isinstance(transitions, TokenTransitions)
+    grown = pad(transitions.completions, (0, width - transitions.completions.shape[1]), value=policy.pad_id)
+    return together([rollout.with_(transitions=replace(transitions, completions=grown)), old])
