@@ -40,7 +40,8 @@ def update(
         recomputed = score(policy, rollout, config.micro_rows)
         if rollout.replayed is not None:  # their ratio is to the policy of then
             recomputed = torch.where(rollout.replayed[:, None], rollout.logprobs, recomputed)
-        rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=rollout.logprobs)
+        acted = rollout.logprobs if rollout.behaviour_logprobs is None else rollout.behaviour_logprobs
+        rollout = rollout.with_(logprobs=recomputed, behaviour_logprobs=acted)
     ledger = runtime.gather(rollout)
     plan = make_plan(ledger, algorithm)
     tally, stopped = Tally(), False

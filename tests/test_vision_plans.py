@@ -30,7 +30,7 @@ from tests.tiny_vlms import make
 from vision.collector import AnswerCollector, RolloutConfig
 from vision.data import Digits
 from vision.encoding import Encoder
-from vision.plans import AEPO, CURE, SPEAR, Plan
+from vision.plans import AEPO, CURE, SPEAR, Plan, UloRL
 from vision.plans.aepo import earliest, windows
 from vision.plans.base import Wanted, branches, together, whole
 from vision.plans.cure import critical, told_apart
@@ -51,6 +51,13 @@ class Vowels(RewardFunction):
     def __call__(self, samples: Samples) -> Scores:
         values = torch.tensor([float(sum(str(one).count(v) for v in "aeiou")) for one in samples.outputs])
         return Scores(values, torch.ones(len(samples), dtype=torch.bool))
+
+
+class Places(RewardFunction):
+    """Another reward for each row, so that every group has something to teach."""
+
+    def __call__(self, samples: Samples) -> Scores:
+        return Scores(torch.arange(float(len(samples))), torch.ones(len(samples), dtype=torch.bool))
 
 
 class OnlyOf(RewardFunction):
@@ -466,6 +473,102 @@ def test_usual_is_the_median_of_the_card() -> None:
     assert [reward - part.usual > 0 for reward in (1.0, 0.3)] == [True, False]
 
 
+# ---- UloRL ------------------------------------------------------------------------------------------------------
+
+
+class Ending(VisionPolicy):
+    """Ends answers now and then, so that they are of many lengths."""
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        likely = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(self.eos_ids), 3.5)
+        return super().log_softmax(logits + likely)
+
+
+@pytest.fixture
+def ending(folder: Path) -> VisionPolicy:
+    policy = VisionPolicy.load(PolicyConfig(str(folder), freeze_vision=False)).eval()
+    policy.__class__ = Ending
+    return policy
+
+
+def moved(policy: VisionPolicy, seed: int) -> None:
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    policy.weights_changed()
+
+
+SEGMENTS = UloRL(segment=3)
+
+
+def test_answers_go_on_in_the_next_step(ending: VisionPolicy) -> None:
+    """What is open is no row of the rollout that lives; it comes back word for word, with more behind it."""
+    made, generator = collector(ending, SEGMENTS, group=3, prompts=4), torch.Generator().manual_seed(0)
+    went_on = finished = 0
+    opened: list[dict] = []
+    for step in range(6):
+        with acting(ending):
+            rollout = made.collect(ending, generator)
+        assert len(rollout) == 12
+        assert rollout.group_ids.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+        alive = rollout.alive.any(-1).view(4, 3)
+        assert torch.equal(alive.any(-1), alive.all(-1))  # groups are whole
+        assert bool(alive.any())
+        told = completions(rollout)
+        for slot, group in enumerate(opened):  # those that were open keep the first places
+            for place, kept in enumerate(group):
+                row, n = 3 * slot + place, len(kept["tokens"])
+                assert told[row, :n].tolist() == list(kept["tokens"])
+                assert int(rollout.prompt_ids[row]) == kept["number"]
+                if bool(alive[slot, place]):
+                    assert rollout.behaviour_logprobs[row, :n].tolist() == list(kept["logprobs"])
+                    went_on += int(rollout.alive[row].sum()) > n
+        lengths = rollout.alive.sum(-1)[alive.flatten()]
+        last = told[alive.flatten()].gather(-1, (lengths - 1)[:, None])[:, 0]
+        assert all(int(n) == LENGTH or int(t) in ending.eos_ids for n, t in zip(lengths, last, strict=True))
+        check_policy(ending, rollout)
+        moved(ending, step)
+        opened = made.plan.state_dict()["open"]
+        finished += int(alive.all(-1).sum())
+        assert len(opened) == 4 - int(alive.all(-1).sum())
+    assert went_on > 0
+    assert finished >= 6
+
+
+def test_segments_are_on_policy_and_remember_who_drew_them(ending: VisionPolicy) -> None:
+    made, older = collector(ending, SEGMENTS, group=3, prompts=4, reward=Places()), 0.0
+    generator = torch.Generator().manual_seed(0)
+    for step in range(5):
+        with acting(ending):
+            rollout = made.collect(ending, generator)
+        difference = torch.where(rollout.mask, score(ending, rollout, 5) - rollout.logprobs, 0.0)
+        assert float(difference.abs().max()) < 1e-5
+        gap = torch.where(rollout.mask, rollout.logprobs - rollout.behaviour_logprobs, 0.0).abs().amax(-1)
+        older = max(older, float(gap.max()))
+        for rescore in (False, True):
+            optimizer = torch.optim.SGD(ending.parameters(), 0.0)
+            found = update(ending, rollout, GRPO, optimizer, RUNTIME, UpdateConfig(rescore=rescore, micro_rows=5))
+            assert found["parity/logprob_diff_max"] < 1e-5
+        moved(ending, step)
+    assert older > 1e-3
+
+
+def test_a_segment_as_long_as_an_answer_is_not_there(ending: VisionPolicy) -> None:
+    plain, found = (collected(collector(ending, plan), ending, 2) for plan in (None, UloRL(segment=LENGTH)))
+    for one, other in zip(plain, found, strict=True):
+        assert same(one, other)
+        assert torch.equal(other.behaviour_logprobs, other.logprobs)
+
+
+def test_open_answers_are_resumed(ending: VisionPolicy) -> None:
+    made = collector(ending, SEGMENTS, group=3, prompts=4)
+    check_collector(made, ending, lambda: torch.Generator().manual_seed(0))
+    collected(made, ending)
+    assert made.plan.state_dict()["open"]  # else there was nothing to resume
+    with pytest.raises(ValueError, match=r"rollout\.plan has segment 0: give 1 or more"):
+        UloRL(segment=0)
+
+
 # ---- what does not go together --------------------------------------------------------------------------------
 
 
@@ -501,8 +604,11 @@ def test_a_plan_is_named_in_a_config() -> None:
             r"rollout\.plan is SPEAR and `tool` is set: .* set one to null",
         ),
         (["synthetic.generator=vision.synthetic.Backgrounds"], r"rollout\.plan is SPEAR and `synthetic` is set"),
-        (["train.resample=2"], r"rollout\.plan is SPEAR, which replays .* train\.resample 2: .* set critic to null"),
-        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, which replays .*widths=.*: nobody recorded"),
+        (
+            ["train.resample=2"],
+            r"rollout\.plan is SPEAR, which keeps answers .* train\.resample 2: .* set critic to null",
+        ),
+        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, which keeps answers .*widths=.*: nobody recorded"),
     ],
 )
 def test_a_plan_is_refused_before_anything_runs(more: list[str], told: str) -> None:

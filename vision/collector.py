@@ -66,7 +66,7 @@ class AnswerCollector(Collector):
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
         self.config, self.runtime, self.tool = config, runtime, tool
-        if config.plan is not None and config.plan.replays and runtime.world > 1:
+        if config.plan is not None and config.plan.remembers and runtime.world > 1:
             raise ValueError(
                 f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has the "
                 "answers that one of them keeps: run it on one, or set plan to null"
@@ -82,6 +82,7 @@ class AnswerCollector(Collector):
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
         places, mine = self.order.share(self.config.prompts)
+        mine = mine if self.plan is None else self.plan.take(mine)
         return self.answer(policy, [self.examples[number] for number in mine], mine, places, generator)
 
     def answer(
@@ -95,7 +96,7 @@ class AnswerCollector(Collector):
         """Groups of answers to the examples `chosen`, rewarded. `numbers` are theirs in `examples`, `places` those of
         their groups among the groups of all processes."""
         self.asked = [example for example in chosen for _ in range(self.config.group)]
-        held, own = self._held(policy, chosen, generator)
+        held, own, behaviour = self._held(policy, chosen, generator)
         self.conversations = held.conversations
         scores = self.reward(as_samples(self.asked, held.conversations))
         groups = torch.tensor(list(places)).repeat_interleave(self.config.group)
@@ -105,6 +106,7 @@ class AnswerCollector(Collector):
         rollout = answered(held.transitions, held.logprobs, held.alive, scores, groups)
         rollout = rollout.with_(
             mask=rollout.mask & own,
+            behaviour_logprobs=behaviour,
             prompt_ids=torch.tensor(list(numbers), device=device).repeat_interleave(self.config.group),
             stats={**held.stats, "truncated": held.truncated[:, None].expand_as(held.alive), **several},
             values=held.values,
@@ -112,15 +114,18 @@ class AnswerCollector(Collector):
         )
         return rollout if self.plan is None else self.plan.then(policy, rollout, self, generator)
 
-    def _held(self, policy: VisionPolicy, chosen: Sequence[Example], generator: torch.Generator) -> tuple[Held, Tensor]:
-        """Groups of answers to `chosen`, and the tokens (B, T) that each of them drew itself."""
+    def _held(
+        self, policy: VisionPolicy, chosen: Sequence[Example], generator: torch.Generator
+    ) -> tuple[Held, Tensor, Tensor | None]:
+        """Groups of answers to `chosen`, the tokens (B, T) that each of them drew itself, and log-probs (B, T) of then
+        where a plan has scored them again."""
         group, limits, keep = self.config.group, self.config.limits, policy.config.reuse_prefill
         if self.plan is None:
             held = converse(policy, self.encode, chosen, group, limits, self.tool, generator, keep)
-            return held, held.alive
+            return held, held.alive, None
         wanted = Wanted(self.encode.many(chosen), group, limits.max_new_tokens, generator, keep)
         rows = self.plan.draw(policy, wanted)
-        return in_one_turn(policy, rows.drawn), rows.own()
+        return in_one_turn(policy, rows.drawn), rows.own(), rows.behaviour
 
     def state_dict(self) -> dict[str, object]:
         return {**self.order.state_dict(), **({} if self.plan is None else {"plan": self.plan.state_dict()})}

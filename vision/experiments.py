@@ -140,11 +140,11 @@ class Experiment(TrainingKeys):
         if self.tool is not None or self.synthetic is not None:
             other = "tool" if self.tool is not None else "synthetic"
             raise ValueError(f"{name} and `{other}` is set: a plan is of answers to given pictures; set one to null")
-        if plan.replays and (self.policy.critic is not None or self.train.resample):
+        if plan.remembers and (self.policy.critic is not None or self.train.resample):
             raise ValueError(
-                f"{name}, which replays answers, with policy.critic {self.policy.critic} and train.resample "
-                f"{self.train.resample}: nobody recorded their values and they have no group to replace; set critic to "
-                "null and resample to 0"
+                f"{name}, which keeps answers from step to step, with policy.critic {self.policy.critic} and "
+                f"train.resample {self.train.resample}: nobody recorded their values, and they have no group to draw "
+                "again; set critic to null and resample to 0"
             )
 
     @property

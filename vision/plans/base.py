@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from mmrl.types import Rollout
 from vision.policy import VisionPolicy
 from vision.sampling import Drawn, draw, go_on
-from vision.transitions import Prompt
+from vision.transitions import Prompt, TokenTransitions
 
 if TYPE_CHECKING:
     from vision.collector import AnswerCollector
@@ -30,6 +30,7 @@ class Rows:
 
     drawn: Drawn  # B
     first: Tensor  # (B,) long: the first token that the row drew itself
+    behaviour: Tensor | None = None  # (B, C), log-probs of when they were drawn, where those of `drawn` are newer
 
     def own(self) -> Tensor:
         """The tokens (B, C) that a row drew itself."""
@@ -48,17 +49,27 @@ class Wanted:
     generator: torch.Generator
     keep_prefill: bool = False
 
+    def asked(self, policy: VisionPolicy, completions: Tensor) -> TokenTransitions:
+        """`completions` (P group, C) of the prompts, those of a prompt under each other."""
+        device = policy.banned.device
+        index = torch.arange(len(self.prompts), device=device).repeat_interleave(self.group)
+        return TokenTransitions(tuple(prompt.to(device) for prompt in self.prompts), index, completions.to(device))
+
 
 class Plan(abc.ABC):
     """How a group of answers comes about. A frozen dataclass; each collector takes a copy, with a memory of its own."""
 
-    replays: bool = False
-    """Whether it brings rows of earlier steps into a rollout."""
+    remembers: bool = False
+    """Whether it brings tokens of earlier steps into a rollout."""
 
     def check(self, group: int, max_new_tokens: int) -> None:  # noqa: B027 - most can make any
         """Raises:
         ValueError: it cannot make groups of `group` answers of at most `max_new_tokens`.
         """
+
+    def take(self, numbers: Sequence[int]) -> list[int]:
+        """Which examples of the pool are asked in this step, as many, where it is the turn of `numbers`."""
+        return list(numbers)
 
     @abc.abstractmethod
     def draw(self, policy: VisionPolicy, wanted: Wanted) -> Rows:

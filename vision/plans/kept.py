@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from mmrl.resampling import together
 from mmrl.types import Rollout
 from vision.policy import VisionPolicy
+from vision.sampling import Drawn
 from vision.transitions import TokenTransitions
 
 if TYPE_CHECKING:
@@ -57,6 +58,23 @@ def of_rollout(rollout: Rollout, row: int, step: int) -> Kept:
     )
 
 
+def longer(kept: Kept, drawn: Drawn, row: int) -> Kept:
+    """`kept` with what `drawn`, which begins with its tokens, has behind them in `row`."""
+    new = range(len(kept.tokens), int(drawn.alive[row].sum()))
+
+    def joined(old: tuple[Any, ...], numbers: Tensor) -> tuple[Any, ...]:
+        return (*old, *numbers[row, new.start : new.stop].tolist())
+
+    stats = {name: joined(kept.stats.get(name, ()), numbers) for name, numbers in drawn.stats.items()}
+    tokens = joined(kept.tokens, drawn.transitions.completions)
+    return replace(kept, tokens=tokens, logprobs=joined(kept.logprobs, drawn.logprobs), stats=stats)
+
+
+def table(rows: Sequence[Sequence[float]], width: int, fill: float = 0.0) -> Tensor:
+    """Numbers of B rows (B, width) float32 or long, what is longer cut and what is shorter filled up."""
+    return torch.tensor([[*row[:width], *[fill] * (width - len(row))] for row in rows])
+
+
 def with_replayed(
     policy: VisionPolicy, rollout: Rollout, rows: Sequence[tuple[Kept, float]], answers: AnswerCollector
 ) -> Rollout:
@@ -68,27 +86,22 @@ def with_replayed(
     kept = [answer for answer, _ in rows]
     width = max(rollout.logprobs.shape[1], *(len(answer.tokens) for answer in kept))
 
-    def table(numbers: Sequence[Sequence[float]], fill: float = 0.0) -> Tensor:
-        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in numbers], device=device)
-
-    alive = table([[1.0] * len(answer.tokens) for answer in kept]).bool()
+    alive = table([[1.0] * len(answer.tokens) for answer in kept], width).to(device).bool()
     last = alive & ~pad(alive[:, 1:], (0, 1))
-    tokens = torch.tensor(
-        [[*a.tokens, *[policy.pad_id] * (width - len(a.tokens))] for a in kept], device=device, dtype=torch.long
-    )
+    tokens = table([answer.tokens for answer in kept], width, policy.pad_id).long().to(device)
     credit = torch.tensor([worth for _, worth in rows], device=device)
     prompts = tuple(answers.encode(answers.examples[answer.number]).to(device) for answer in kept)
     each = torch.arange(len(kept), device=device)
     old = Rollout(
         transitions=TokenTransitions(prompts, each, tokens),
-        logprobs=table([answer.logprobs for answer in kept]),
+        logprobs=table([answer.logprobs for answer in kept], width).to(device),
         mask=alive,
         alive=alive,
         rewards=torch.where(last, credit[:, None], 0.0),
         discounts=torch.ones_like(alive, dtype=torch.float32),
         group_ids=10**6 * (answers.runtime.rank + 1) + each,
         prompt_ids=torch.tensor([answer.number for answer in kept], device=device),
-        stats={name: table([answer.stats[name] for answer in kept]) for name in rollout.stats},
+        stats={name: table([answer.stats[name] for answer in kept], width).to(device) for name in rollout.stats},
         reward_parts={name: torch.zeros_like(credit) for name in rollout.reward_parts},
         applicable={name: torch.zeros_like(credit, dtype=torch.bool) for name in rollout.applicable},
         replayed=torch.ones_like(credit, dtype=torch.bool),

@@ -5,9 +5,8 @@ due       once more than 1.5 `size` of them have A'_i = R_i - P50(means of past 
           then `size` of these at random are replayed once, with their log-probs of then, and nothing stays kept
 credit    gamma(t) A'_i,   gamma(t) = coef (1 - cos(pi t / ramp)) / 2, and coef from step t = ramp on
 
-Published code takes separate optimiser steps on replayed answers, a power of two of them; here they are rows of the
-step's rollout (`Rollout.replayed`), so that the mean of the aggregate counts them too, and `algorithm.replayed` can
-give them another surrogate. The paper's bonus for tool calls has nothing to pay here.
+Published code takes separate optimiser steps on them; here they are rows of the step's rollout (`Rollout.replayed`), so
+that the aggregate counts them too. The paper's bonus for tool calls has nothing to pay here.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class SPEAR(Plan):
     coef: float = 1.0
     ramp: int = 200
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
-    replays = True
+    remembers = True
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.tolerance < 1 or self.coef < 0 or self.ramp < 0:
@@ -83,7 +82,6 @@ class SPEAR(Plan):
         return [(good[place], gamma * (good[place].reward - usual)) for place in chosen.tolist()]
 
     def _keep(self, rollout: Rollout) -> None:
-        """What went well in this step, and what is usual with it."""
         memory, rewards, there = self._memory, rollout.returns(), rollout.alive.any(-1)
         better = there & (rewards - group_mean(rewards, there, rollout.group_ids) > NOISE)
         memory.kept += [of_rollout(rollout, row, memory.step) for row in better.nonzero()[:, 0].tolist()]
@@ -92,9 +90,8 @@ class SPEAR(Plan):
         memory.step += 1
 
     def state_dict(self) -> dict[str, object]:
-        memory = self._memory
-        kept = [one.as_json() for one in memory.kept]
-        return {"step": memory.step, "kept": kept, "usual": memory.usual.state_dict()}
+        kept = [one.as_json() for one in self._memory.kept]
+        return {"step": self._memory.step, "kept": kept, "usual": self._memory.usual.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         found: Mapping[str, Any] = state
