@@ -106,7 +106,8 @@ def figures(folders: list[Path]) -> dict[str, object]:
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     told: dict[str, object] = {"seeds": len(folders), "steps": summaries[0]["steps"]}
     for when in ("eval_before", "eval_after"):
-        told[when] = {name: spread([s[when][name]["value"] for s in summaries]) for name in summaries[0][when]}
+        known = [name for name in summaries[0][when] if all(name in summary[when] for summary in summaries)]
+        told[when] = {name: spread([s[when][name]["value"] for s in summaries]) for name in known}
     lines = [[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders]
     steps = [[line for line in run if "update/loss" in line] for run in lines]
     places = sorted({round(i * (len(steps[0]) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})

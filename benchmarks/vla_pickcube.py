@@ -89,7 +89,7 @@ def noise() -> dict[str, object]:
 
 
 def diagnosis() -> dict[str, object]:
-    """One seed of each variant."""
+    """One seed of each variant; written after each, so that what there is can be read."""
     found: dict[str, object] = {}
     for name, overrides in VARIANTS.items():
         folder = train(name, 0, *overrides, *SHORT)
@@ -103,7 +103,15 @@ def diagnosis() -> dict[str, object]:
             "after": summary["eval_after"]["success_rate"]["value"],
             "cpu_s": summary["cpu_s"],
         }
+        keep("diagnosis", found)
     return found
+
+
+def keep(name: str, figures: dict[str, object]) -> None:
+    """Write the figures of one part beside what was there."""
+    path = RESULTS / "vla_pickcube.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write("vla_pickcube", {**before, "what": (__doc__ or "").split("\n")[0], name: figures})
 
 
 def recipe() -> dict[str, object]:
@@ -121,11 +129,8 @@ PARTS = {"noise": noise, "diagnosis": diagnosis, "recipe": recipe}
 
 def main(wanted: list[str]) -> None:
     """Run the parts that are asked for, all by default, and write each when it is done beside what was there."""
-    path = RESULTS / "vla_pickcube.json"
-    found: dict[str, object] = json.loads(path.read_text()) if path.exists() else {}
     for name in wanted or PARTS:
-        found |= {"what": (__doc__ or "").split("\n")[0], name: PARTS[name]()}
-        write("vla_pickcube", found)
+        keep(name, PARTS[name]())
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ def environment() -> dict[str, str]:
 
 
 def test_a_comparison_runs_survives_a_kill_and_is_not_run_twice(tmp_path, monkeypatch, capsys):
-    file = write(tmp_path, monkeypatch, TWO)
+    slow = TWO.replace("=null]", "=null, policy.save_pause_s=1.5]")  # so that some are left when the signal comes
+    file = write(tmp_path, monkeypatch, slow)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
     words = [sys.executable, "-m", "mmrl", "compare", str(file), "--run", "found"]
     child = subprocess.Popen(
@@ -151,7 +152,7 @@ def test_a_comparison_runs_survives_a_kill_and_is_not_run_twice(tmp_path, monkey
     page = (tmp_path / "found" / "report.html").read_text()
     assert "Arms" in page
     assert "faster, 3 seeds" in page
-    file.write_text(TWO.replace("0.1]", "0.2]"))
+    file.write_text(slow.replace("0.1]", "0.2]"))
     assert main(["compare", str(file), "--run", "found"]) == 2
     assert "was run with other values of train.lr" in capsys.readouterr().err
 
