@@ -285,6 +285,21 @@ def pickcube_noise(found: dict) -> str:
     return "\n".join([*rows, "", "200 episodes each, no training (`python -m benchmarks.vla_pickcube noise`)."])
 
 
+def pickcube_diagnosis(found: dict) -> str:
+    """What each change between the first settings and the recipe does in 60 steps."""
+    if "diagnosis" not in found:
+        return "Not measured yet."
+    rows = [
+        "| settings, 60 steps, one seed | rollouts that succeed, first and last 10 steps | held out before | after |",
+        "|---|---|---|---|",
+    ]
+    for name, run in found["diagnosis"].items():
+        first, last = run["rollout"]
+        rows.append(f"| {name} | {first:.2f}, {last:.2f} | {run['before']:.2f} | {run['after']:.2f} |")
+    note = "100 held-out episodes by the fast path, so +-0.1 (`python -m benchmarks.vla_pickcube diagnosis`)."
+    return "\n".join([*rows, "", note])
+
+
 def ddpo_trl(found: dict) -> str:
     wide = RESULTS / "diffusion_vs_trl_wide.json"
     shapes = [(found, "SD 1.5's topology at 8 x 8")]
@@ -511,6 +526,7 @@ def main() -> None:
         ("words", "vla_words", words),
         ("pickcube", "vla_pickcube", pickcube),
         ("pickcube_noise", "vla_pickcube", pickcube_noise),
+        ("pickcube_diagnosis", "vla_pickcube", pickcube_diagnosis),
         ("ddpo_trl", "diffusion_vs_trl", ddpo_trl),
         ("samplers", "diffusion_vs_trl", samplers),
         ("thesis", "thesis", thesis),
