@@ -449,6 +449,40 @@ def structure(found: dict) -> str:
     return "\n".join([*rows, "", told])
 
 
+def parts(found: dict) -> str:
+    """What methods against the loss of entropy do on digits, and what each costs."""
+    text = []
+    shown = {
+        "accuracy": "accuracy, greedy", "pass@1": "pass@1", "pass@16": "pass@16", "answer_entropy": "answer entropy, nats",
+        "token_entropy": "token entropy, nats",
+    }  # fmt: skip
+    if arms := found["arms"].get("vision"):
+        rows = [
+            f"| digits with thoughts, 400 held out | {' | '.join(shown.values())} | entropy of rollouts, first to last step | chosen a step |",
+            "|---|" + "---|" * (len(shown) + 2),
+        ]
+        first = next(iter(arms.values()))
+        start = [pm(first["eval_before"][name]) if name in first["eval_before"] else "-" for name in shown]
+        rows.append(f"| start | {' | '.join(start)} | - | - |")
+        for arm, run in arms.items():
+            after = [pm(run["eval_after"][name]) if name in run["eval_after"] else "-" for name in shown]
+            moments = list(run["rollout/entropy"].values())
+            chosen = ", ".join(f"{count:.0f}" for count in run["chosen_per_step"].values()) or "-"
+            rows.append(f"| {arm} | {' | '.join(after)} | {moments[0]:.2f} to {moments[-1]:.2f} | {chosen} |")
+        rows += [
+            "",
+            f"{first['seeds']} seeds, {first['steps']} steps, mean ± deviation; of {first['decisions_per_step']:,.0f} trained tokens a step "
+            "so many were chosen (`python -m benchmarks.parts`). Largest log-prob difference "
+            f"{max(run['logprob_diff_max'] for run in arms.values()):.0e}.",
+        ]
+        text.append("\n".join(rows))
+    if cost := found.get("cost"):
+        found_ratios = sorted((part["ratio"], name) for name, part in cost["parts"].items())
+        ratios = ", ".join(f"{name} {ratio:.2f}" for ratio, name in found_ratios)
+        text.append(f"CPU time of a step as a ratio to plain GRPO's (`... cost`): {ratios}.")
+    return "\n\n".join(text)
+
+
 def syn_grpo(found: dict) -> str:
     """What made pictures do to diversity and accuracy, and what their server costs and survives."""
     text = []
@@ -533,13 +567,14 @@ def main() -> None:
         ("structure", "structure", structure),
         ("rrvf", "rrvf", rrvf),
         ("syn_grpo", "syn_grpo", syn_grpo),
+        ("parts", "parts", parts),
         ("reward_accuracy", "rewards", reward_tables.accuracy),
         ("reward_push", "rewards", reward_tables.push),
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
         ("reward_head", "rewards", reward_tables.head),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:

@@ -19,7 +19,7 @@ from vision.data import Placed
 from vision.data.base import Example
 from vision.photographs import PHOTOGRAPHS
 from vision.synthetic.backgrounds import Backgrounds
-from vision.synthetic.diversity import Baseline, answer_entropy, entropy_of, spread
+from vision.synthetic.diversity import Baseline, group_entropy, spread
 from vision.synthetic.outpainting import Outpainting
 from vision.synthetic.probe import edges_told_apart
 from vision.synthetic.records import Generator, Request, Result
@@ -318,9 +318,9 @@ def test_spread_of_answers() -> None:
 
 
 def test_entropies_in_closed_form() -> None:
-    assert entropy_of(["a", "b", "a", "b"]) == pytest.approx(np.log(2))
-    assert entropy_of([]) == answer_entropy([], 4) == 0.0
-    assert answer_entropy(["a", "a", "a", "b"], 2) == pytest.approx(np.log(2) / 2)
+    assert group_entropy(["a", "b", "a", "b"], 4) == pytest.approx(np.log(2))
+    assert group_entropy([], 4) == 0.0
+    assert group_entropy(["a", "a", "a", "b"], 2) == pytest.approx(np.log(2) / 2)
 
 
 def test_the_baseline_follows() -> None:

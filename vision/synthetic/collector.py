@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmrl.coverage import answer_entropy
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, Rollout
 from vision.collector import AnswerCollector
 from vision.data.base import Example
 from vision.policy import VisionPolicy
 from vision.synthetic.described import Written, description_span
-from vision.synthetic.diversity import Baseline, answer_entropy, entropy_of, spread
+from vision.synthetic.diversity import Baseline, group_entropy, spread
 from vision.synthetic.records import Generator, Request, Result
 from vision.synthetic.replay import with_replayed
 from vision.synthetic.server import DataServer, ServerConfig
@@ -300,13 +301,13 @@ class EvolvingCollector(Collector):
         self._measured = {
             "diversity/spread": float(spreads.mean()),
             "diversity/agreed": float((spreads == 0).float().mean()),
-            "diversity/answer_entropy": answer_entropy(answers, group),
+            "diversity/answer_entropy": group_entropy(answers, group),
             **({"diversity/spread_real": float(real.mean())} if len(real) else {}),
             **({"diversity/spread_made": float(spreads[:count].mean())} if count else {}),
             "synthetic/share": count / len(spreads),
             **({"synthetic/staleness": sum(ages) / count} if count else {}),
             "synthetic/queue": float(server.depth) if server is not None else 0.0,
-            "synthetic/description_entropy": entropy_of([one.written.description for one in shown]),
+            "synthetic/description_entropy": answer_entropy([one.written.description for one in shown]),
             **{f"synthetic/{name}": float(number) for name, number in vars(self.counts).items()},
         }
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
+
+from mmrl.coverage import answer_entropy
 
 
 def spread(scores: Tensor, group: int) -> Tensor:
@@ -16,18 +16,10 @@ def spread(scores: Tensor, group: int) -> Tensor:
     return 2.0 * scores.view(-1, group).std(-1, correction=0)
 
 
-def answer_entropy(answers: Sequence[str], group: int) -> float:
-    """Mean over groups of the entropy, in nats, of the answers that occur in it."""
-    if not answers:
-        return 0.0
+def group_entropy(answers: Sequence[str], group: int) -> float:
+    """Mean over groups of the entropy, in nats, of the answers that occur in it; 0 without any."""
     groups = [answers[start : start + group] for start in range(0, len(answers), group)]
-    return sum(entropy_of(members) for members in groups) / len(groups)
-
-
-def entropy_of(said: Sequence[str]) -> float:
-    """Entropy, in nats, of the texts that occur."""
-    total = len(said)
-    return -sum(n / total * math.log(n / total) for n in Counter(said).values()) if total else 0.0
+    return sum(answer_entropy(members) for members in groups) / max(1, len(groups))
 
 
 class Baseline:
