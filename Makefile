@@ -71,6 +71,11 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.vla_pickcube
 	$(BIN)/python -m benchmarks.thesis
 	$(BIN)/python -m benchmarks.render
+	$(BIN)/python -m benchmarks.rrvf
+	$(BIN)/python -m benchmarks.syn_grpo
+	$(BIN)/python -m benchmarks.parts
+	$(BIN)/python -m benchmarks.parts cost
+	$(BIN)/python -m benchmarks.rewards
 	$(BIN)/python -m benchmarks.readme
 
 clean:
