@@ -22,6 +22,13 @@ def spread(values: Sequence[float]) -> dict[str, object]:
     }
 
 
+def pm(figure: dict) -> str:
+    """mean +- spread over seeds."""
+    if len(figure["values"]) == 1:
+        return f"{figure['mean']:.3f}"
+    return f"{figure['mean']:.3f} ± {figure['std']:.3f}"
+
+
 def write(name: str, figures: dict[str, object]) -> Path:
     """Write figures with versions and machine; the command line is the one that was run."""
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -12,16 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import reward_tables
-from benchmarks.common import RESULTS
+from benchmarks.common import RESULTS, pm
 
 README = Path(__file__).parent.parent / "README.md"
-
-
-def pm(figure: dict) -> str:
-    """mean +- spread over seeds."""
-    if len(figure["values"]) == 1:
-        return f"{figure['mean']:.3f}"
-    return f"{figure['mean']:.3f} ± {figure['std']:.3f}"
 
 
 def median(figure: dict) -> float:

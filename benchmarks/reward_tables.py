@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-
-def pm(figure: dict) -> str:
-    return f"{figure['mean']:.3f} ± {figure['std']:.3f}"
+from benchmarks.common import pm
 
 
 def cell(figure: dict | None) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from mmrl.types import RewardFunction, Samples, Scores
-from rewards.text import tagged
+from rewards.text import AnswerMatch
 
 Box = tuple[float, float, float, float]
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -52,10 +52,6 @@ def _column(samples: Samples, name: str, reward: str) -> Sequence[Sequence[Box]]
     return samples.columns[name]  # type: ignore[return-value]
 
 
-def _answer(text: object) -> str:
-    return tagged(str(text), "answer") if "<answer>" in str(text) else str(text)
-
-
 @dataclass(frozen=True)
 class BoxIoU(RewardFunction):
     """Intersection over union of the first box of the answer with the gold one, the first of the column `boxes`; 0
@@ -67,7 +63,7 @@ class BoxIoU(RewardFunction):
     def __call__(self, samples: Samples) -> Scores:
         values = []
         for text, gold in zip(samples.outputs, _column(samples, "boxes", "BoxIoU"), strict=True):
-            found = boxes_of(_answer(text))
+            found = boxes_of(AnswerMatch().extract(str(text)))
             value = float(overlaps([found[0][1]], [gold[0]])[0, 0]) if found else 0.0
             values.append(value if self.at_least is None else float(value >= self.at_least))
         return Scores(torch.tensor(values, dtype=torch.float32), torch.ones(len(values), dtype=torch.bool))
@@ -83,7 +79,9 @@ class DetectionF1(RewardFunction):
 
     def __call__(self, samples: Samples) -> Scores:
         boxes, labels = (_column(samples, name, "DetectionF1") for name in ("boxes", "labels"))
-        values = [self.f1(_answer(t), n, b) for t, n, b in zip(samples.outputs, labels, boxes, strict=True)]
+        values = [
+            self.f1(AnswerMatch().extract(str(t)), n, b) for t, n, b in zip(samples.outputs, labels, boxes, strict=True)
+        ]
         return Scores(torch.tensor(values, dtype=torch.float32), torch.ones(len(values), dtype=torch.bool))
 
     def f1(self, text: str, labels: Sequence[object], boxes: Sequence[Box]) -> float:

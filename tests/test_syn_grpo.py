@@ -57,7 +57,7 @@ def evolving(policy: VisionPolicy, config: SyntheticConfig = WAITING, seed: int 
     reward = WeightedSum({"accuracy": Part(AnswerMatch()), "format": Part(TagFormat(("answer", "desc")), 0.5)})
     encode = Encoder(policy.processor, Describe(), ())
     answers = AnswerCollector(EXAMPLES, encode, reward, RolloutConfig(4, 4, 16), runtime)
-    collector = EvolvingCollector(answers, config, runtime)
+    collector = EvolvingCollector(answers, config)
     try:
         yield collector
     finally:
@@ -266,7 +266,7 @@ def test_an_example_without_a_mask_is_refused(policy: VisionPolicy) -> None:
         bare, encode, WeightedSum({"accuracy": Part(AnswerMatch())}), RolloutConfig(4, 4), RUNTIME
     )
     with pytest.raises(ValueError, match="placed-digits-name-00000 has no column 'mask'"):
-        EvolvingCollector(answers, WAITING, RUNTIME)
+        EvolvingCollector(answers, WAITING)
 
 
 def test_a_reward_that_is_not_there_is_named(policy: VisionPolicy) -> None:

@@ -164,7 +164,7 @@ class Experiment(TrainingKeys):
         answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
         evaluator, collector = self.evaluator(policy, encode), answers
         if self.synthetic is not None:
-            collector = evolving = EvolvingCollector(answers, self.synthetic, runtime)
+            collector = evolving = EvolvingCollector(answers, self.synthetic)
             evaluator = replace(evaluator, made=lambda: list(evolving.wall))
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         return Parts(policy, collector, evaluator, self.algorithm, reference)

@@ -21,8 +21,8 @@ import torch
 from mmrl.advantages.history_median import HistoryMedian
 from mmrl.masked import NOISE, group_mean
 from mmrl.types import Rollout
+from vision.kept import Kept, of_rollout, with_replayed
 from vision.plans.base import Plan, Rows, Wanted, whole
-from vision.plans.kept import Kept, of_rollout, with_replayed
 from vision.policy import VisionPolicy
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision.kept import Kept, longer, table
 from vision.plans.base import Plan, Rows, Wanted
-from vision.plans.kept import Kept, longer, table
 from vision.policy import VisionPolicy
 from vision.sampling import Drawn, go_on
 

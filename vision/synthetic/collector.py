@@ -25,15 +25,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl.coverage import answer_entropy
-from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, Rollout
 from vision.collector import AnswerCollector
 from vision.data.base import Example
+from vision.kept import with_replayed
 from vision.policy import VisionPolicy
-from vision.synthetic.described import Written, description_span
+from vision.synthetic.described import Ready, Spans, Written, spans_of
 from vision.synthetic.diversity import Baseline, group_entropy, spread
 from vision.synthetic.records import Generator, Request, Result
-from vision.synthetic.replay import with_replayed
 from vision.synthetic.server import DataServer, ServerConfig
 from vision.synthetic.validity import Check, Legible, NoSecondInstance
 from vision.transitions import TokenTransitions
@@ -86,7 +85,7 @@ class SyntheticConfig:
 
 @dataclass
 class Counts:
-    """What has become of every description so far; all but the last two add up to `posted`."""
+    """What has become of every description so far; those from `answered` to `waiting` add up to `posted`."""
 
     posted: int = 0
     answered: int = 0
@@ -101,21 +100,12 @@ class Counts:
     restarts: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Ready:
-    """A made picture that waits to be shown."""
-
-    written: Written
-    example: Example
-
-
 @dataclass(eq=False)
 class EvolvingCollector(Collector):
     """An `AnswerCollector` whose prompts are in part made by a data server."""
 
     answers: AnswerCollector
     config: SyntheticConfig
-    runtime: Runtime
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
@@ -154,8 +144,9 @@ class EvolvingCollector(Collector):
             self._baseline.include(spreads.tolist())
         paid += [(one.written, float(d)) for one, d in zip(shown, spreads, strict=False)]
         self._measure(rollout, spreads, shown)
-        written = self._described(policy, rollout, real, generator)
-        rollout = self._without_descriptions(policy, rollout)
+        spans = spans_of(policy, rollout)
+        written = self._described(rollout, spans, real, generator)
+        rollout = self._without_descriptions(rollout, spans)
         rollout = self._with_paid(policy, rollout, paid)
         self._post(written)
         self._baseline.include([float(d) for d in spreads[: len(shown)]])
@@ -205,7 +196,11 @@ class EvolvingCollector(Collector):
     # ---- descriptions -------------------------------------------------------------------------------------
 
     def _described(
-        self, policy: VisionPolicy, rollout: Rollout, real: Sequence[int], generator: torch.Generator
+        self,
+        rollout: Rollout,
+        spans: Spans,
+        real: Sequence[int],
+        generator: torch.Generator,
     ) -> list[Written]:
         """Up to `per_prompt` descriptions of each real prompt's group, or random ones."""
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
@@ -215,34 +210,30 @@ class EvolvingCollector(Collector):
         for place, number in enumerate(real):
             rows = range(first + place * group, first + (place + 1) * group)
             for row in chance.sample(rows, min(self.config.per_prompt, group)):
-                one = self._written(policy, rollout, row, number, chance)
+                one = self._written(rollout, spans[row], row, number, chance)
                 found += [one] if one is not None else []
         return found
 
     def _written(
-        self, policy: VisionPolicy, rollout: Rollout, row: int, number: int, chance: random.Random
+        self, rollout: Rollout, span: tuple[str, range] | None, row: int, number: int, chance: random.Random
     ) -> Written | None:
         seed = chance.randrange(2**31)
         if self.config.descriptions == "random":
             words = chance.choice(self.config.vocabulary)
             return Written(number, words, (), (), 0, 0, self._step, 0, seed)
+        if span is None:
+            return None
         alive = rollout.alive[row]
         assert isinstance(rollout.transitions, TokenTransitions)
         tokens = rollout.transitions.completions[row][alive].tolist()
-        span = description_span(policy, tokens)
-        if span is None:
-            return None
         logprobs = tuple(rollout.logprobs[row][alive].tolist())
         words, own = span
         return Written(number, words, tuple(tokens), logprobs, own.start, own.stop, self._step, 0, seed)
 
-    def _without_descriptions(self, policy: VisionPolicy, rollout: Rollout) -> Rollout:
+    def _without_descriptions(self, rollout: Rollout, spans: Spans) -> Rollout:
         """The words of a whole description are left to its own reward."""
         mask = rollout.mask.clone()
-        transitions = rollout.transitions
-        assert isinstance(transitions, TokenTransitions)
-        for row, (tokens, alive) in enumerate(zip(transitions.completions, rollout.alive, strict=True)):
-            span = description_span(policy, tokens[alive].tolist())
+        for row, span in enumerate(spans):
             if span is not None:
                 mask[row, span[1].start : span[1].stop] = False
         none = torch.zeros(len(rollout), dtype=torch.bool, device=mask.device)
@@ -281,8 +272,14 @@ class EvolvingCollector(Collector):
         baseline = self._baseline.value
         if baseline is None or self.config.descriptions != "policy" or self.config.weight == 0:
             return rollout
-        rows = [(written, self.config.weight * (d - baseline)) for written, d in paid]
-        return with_replayed(policy, rollout, rows, self.answers) if rows else rollout
+        rows = [(written.kept, self.config.weight * (d - baseline)) for written, d in paid]
+        found = with_replayed(policy, rollout, rows, self.answers, [written.words for written, _ in paid])
+        assert found.replayed is not None
+        rewards = torch.where(found.replayed, found.returns(), 0.0)
+        return found.with_(
+            reward_parts={**found.reward_parts, "diversity": rewards},
+            applicable={**found.applicable, "diversity": found.replayed},
+        )
 
     # ---- figures ------------------------------------------------------------------------------------------
 

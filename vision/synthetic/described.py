@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmrl.types import Rollout
+from vision.data.base import Example
+from vision.kept import Kept
 from vision.policy import VisionPolicy
+from vision.transitions import TokenTransitions
 
 OPENS, CLOSES = "<desc>", "</desc>"
+Spans = Sequence[tuple[str, range] | None]
+"""Of each row the description and the tokens that are nothing else, or None."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,16 @@ class Written:
     request: int
     seed: int
 
+    @property
+    def kept(self) -> Kept:
+        """As an answer that is replayed; its reward is not known before its picture is answered."""
+        return Kept(self.number, self.step, 0.0, self.tokens, self.logprobs, {})
+
+    @property
+    def words(self) -> range:
+        """The description's own tokens."""
+        return range(self.first, self.last)
+
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)
@@ -33,6 +51,14 @@ class Written:
     def from_json(found: dict[str, Any]) -> Written:
         """Of `as_json`."""
         return Written(**{**found, "tokens": tuple(found["tokens"]), "logprobs": tuple(found["logprobs"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A made picture that waits to be shown."""
+
+    written: Written
+    example: Example
 
 
 def description_span(policy: VisionPolicy, tokens: list[int]) -> tuple[str, range] | None:
@@ -49,20 +75,15 @@ def description_span(policy: VisionPolicy, tokens: list[int]) -> tuple[str, rang
     if begin < 0 or end < 0:
         return None
     description = text[begin + len(OPENS) : end]
-    first = _first(len(tokens), lambda count: length(count) >= begin + len(OPENS))
-    last = _first(len(tokens), lambda count: length(count) > end) - 1
+    first = bisect_left(range(len(tokens)), begin + len(OPENS), key=length)
+    last = bisect_right(range(len(tokens)), end, key=length) - 1
     if not description.strip() or first >= last:
         return None
     return description.strip(), range(first, last)
 
 
-def _first(most: int, holds: Any) -> int:
-    """The smallest count up to `most` from which on `holds`, by halving."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+def spans_of(policy: VisionPolicy, rollout: Rollout) -> Spans:
+    """The description in each row, and its own tokens."""
+    assert isinstance(rollout.transitions, TokenTransitions)
+    rows = zip(rollout.transitions.completions, rollout.alive, strict=True)
+    return [description_span(policy, tokens[alive].tolist()) for tokens, alive in rows]

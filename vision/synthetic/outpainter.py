@@ -1,4 +1,4 @@
-"""Makes the small outpainting pipeline of assets/: StableDiffusionInpaintPipeline's own classes at about 0.8 million
+"""Makes the small outpainting pipeline of assets/: StableDiffusionInpaintPipeline's own classes at about 1.3 million
 parameters, from nothing, on digits before the backgrounds of `vision.backdrops`.
 
 First the autoencoder (four pixels to a latent), then the denoiser together with its text encoder: it sees the noisy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,9 +15,6 @@ from vision.synthetic.records import Generator, Request, Unmade
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-
-_LOADED: dict[Outpainting, DiffusionPipeline] = {}
-"""What `prepare` has loaded in this process: a generator is a config, and is handed to processes as one."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +46,12 @@ class Outpainting(Generator):
             raise ValueError(f"Outpainting.prompt is {self.prompt!r}: say where the {{description}} goes")
 
     def prepare(self) -> None:
-        import torch
-        from diffusers import AutoPipelineForInpainting
-        from diffusers.utils import logging
-
-        from mmrl.recipes import find_asset
-        from mmrl.runtime import helper_device
-
-        torch.set_num_threads(self.threads)
-        logging.set_verbosity_error()  # it warns of an autoencoder that works
-        logging.disable_progress_bar()
-        device = helper_device(self.device)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        try:
-            found = AutoPipelineForInpainting.from_pretrained(find_asset(self.pipeline), torch_dtype=dtype)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"Outpainting.pipeline {self.pipeline!r} could not be loaded as an inpainting pipeline of diffusers: "
-                f"give a folder written by save_pretrained, or a hub name and a network ({str(error).splitlines()[0]})"
-            ) from error
-        found.set_progress_bar_config(disable=True)
-        _LOADED[self] = found.to(device)
+        loaded(self)
 
     def fill(self, requests: Sequence[Request]) -> list[NDArray[np.uint8] | Unmade]:
         import torch
 
-        if self not in _LOADED:
-            self.prepare()
-        pipeline, found = _LOADED[self], list[NDArray[np.uint8] | Unmade]()
+        pipeline, found = loaded(self), list[NDArray[np.uint8] | Unmade]()
         shape = requests[0].mask.shape
         if any(request.mask.shape != shape for request in requests):
             return [self.fill([request])[0] for request in requests]
@@ -91,3 +67,29 @@ class Outpainting(Generator):
             back = picture.convert("RGB").resize((shape[1], shape[0]), Image.Resampling.LANCZOS)
             found.append(np.asarray(back, np.uint8))
         return found
+
+
+@cache
+def loaded(config: Outpainting) -> DiffusionPipeline:
+    """The pipeline of a config, loaded once in a process: a generator is handed to processes as a config."""
+    import torch
+    from diffusers import AutoPipelineForInpainting
+    from diffusers.utils import logging
+
+    from mmrl.recipes import find_asset
+    from mmrl.runtime import helper_device
+
+    torch.set_num_threads(config.threads)
+    logging.set_verbosity_error()  # it warns of an autoencoder that works
+    logging.disable_progress_bar()
+    device = helper_device(config.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        found = AutoPipelineForInpainting.from_pretrained(find_asset(config.pipeline), torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Outpainting.pipeline {config.pipeline!r} could not be loaded as an inpainting pipeline of diffusers: "
+            f"give a folder written by save_pretrained, or a hub name and a network ({str(error).splitlines()[0]})"
+        ) from error
+    found.set_progress_bar_config(disable=True)
+    return found.to(device)

@@ -49,10 +49,8 @@ class ServerConfig:
 
 @dataclass
 class Tally:
-    """What has become of all requests so far."""
+    """What has gone wrong so far."""
 
-    posted: int = 0
-    answered: int = 0
     dropped: int = 0
     """For want of room in the queue."""
     restarts: int = 0
@@ -102,7 +100,6 @@ class DataServer:
         """Queue requests; returns those that had to make room and will not be answered: none with `keep`."""
         with self._lock:
             self._waiting.extend(requests)
-            self.tally.posted += len(requests)
             dropped = []
             while len(self._waiting) > self.config.queue and not keep:
                 dropped.append(self._waiting.popleft())
@@ -118,7 +115,6 @@ class DataServer:
                 self._lock.wait_for(lambda: not self._waiting and not self._making, wait_s)
             found = sorted(self._results, key=lambda result: result.request.number)
             self._results.clear()
-            self.tally.answered += len(found)
         return found
 
     @property
@@ -177,9 +173,9 @@ class DataServer:
                 batch = list(self._making)
             if not batch and self._process.process.is_alive():
                 continue
-            results = self._ask(batch)
+            results = self._ask(batch) if batch else None
             if results is None:
-                tries += 1
+                tries = tries + 1 if batch else 0
                 if not self._again():
                     return
                 if tries < self.config.tries or not batch:
@@ -196,8 +192,6 @@ class DataServer:
         """What the process makes of a batch; None if it is lost over it."""
         channel, deadline = self._process.channel, time.monotonic() + self.config.hang_s
         try:
-            if not batch:
-                return None
             channel.send(batch)
             while not channel.poll(TICK_SECONDS):
                 if time.monotonic() > deadline or self._closing:
@@ -219,7 +213,8 @@ class DataServer:
                 return True
             except ServerError as error:
                 warnings.warn(f"{error}; training goes on with real data, next try in {pause:.0f} s", stacklevel=2)
-                time.sleep(pause)
+                with self._lock:
+                    self._lock.wait_for(lambda: self._closing, pause)
                 pause = min(60.0, 2 * pause)
         return False
 

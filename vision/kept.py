@@ -1,4 +1,4 @@
-"""Answers that a plan keeps from one step to another, as they were drawn, and as rows of a later rollout."""
+"""Answers that are kept from one step to another, as they were drawn, and as rows of a later rollout."""
 
 from __future__ import annotations
 
@@ -76,9 +76,14 @@ def table(rows: Sequence[Sequence[float]], width: int, fill: float = 0.0) -> Ten
 
 
 def with_replayed(
-    policy: VisionPolicy, rollout: Rollout, rows: Sequence[tuple[Kept, float]], answers: AnswerCollector
+    policy: VisionPolicy,
+    rollout: Rollout,
+    rows: Sequence[tuple[Kept, float]],
+    answers: AnswerCollector,
+    trained: Sequence[range] | None = None,
 ) -> Rollout:
-    """`rollout`, all of whose rows are fresh, and below it kept answers with their credit, each a group of its own."""
+    """`rollout`, all of whose rows are fresh, and below it kept answers with their credit, each a group of its own. Of
+    each answer the tokens `trained` enter the loss, all of them if null; statistics that none was kept of are 0."""
     device = rollout.logprobs.device
     rollout = rollout.with_(replayed=torch.zeros(len(rollout), dtype=torch.bool, device=device))
     if not rows:
@@ -88,6 +93,8 @@ def with_replayed(
 
     alive = table([[1.0] * len(answer.tokens) for answer in kept], width).to(device).bool()
     last = alive & ~pad(alive[:, 1:], (0, 1))
+    spans = trained or [range(len(answer.tokens)) for answer in kept]
+    mask = table([[float(t in span) for t in range(span.stop)] for span in spans], width).to(device).bool()
     tokens = table([answer.tokens for answer in kept], width, policy.pad_id).long().to(device)
     credit = torch.tensor([worth for _, worth in rows], device=device)
     prompts = tuple(answers.encode(answers.examples[answer.number]).to(device) for answer in kept)
@@ -95,13 +102,15 @@ def with_replayed(
     old = Rollout(
         transitions=TokenTransitions(prompts, each, tokens),
         logprobs=table([answer.logprobs for answer in kept], width).to(device),
-        mask=alive,
+        mask=mask,
         alive=alive,
         rewards=torch.where(last, credit[:, None], 0.0),
         discounts=torch.ones_like(alive, dtype=torch.float32),
         group_ids=10**6 * (answers.runtime.rank + 1) + each,
         prompt_ids=torch.tensor([answer.number for answer in kept], device=device),
-        stats={name: table([answer.stats[name] for answer in kept], width).to(device) for name in rollout.stats},
+        stats={
+            name: table([answer.stats.get(name, ()) for answer in kept], width).to(device) for name in rollout.stats
+        },
         reward_parts={name: torch.zeros_like(credit) for name in rollout.reward_parts},
         applicable={name: torch.zeros_like(credit, dtype=torch.bool) for name in rollout.applicable},
         replayed=torch.ones_like(credit, dtype=torch.bool),
