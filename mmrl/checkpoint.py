@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment: written aside, renamed into place, `latest` last.
 
-checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}, (trained.pt)    checkpoints/latest, best
+checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}, (trained.pt, behind.pt)
+checkpoints/latest, best
 
 Tensors beside the weights are read with `weights_only=True`: a checkpoint can hold no code.
 """
@@ -87,9 +88,11 @@ def save(
     state: State,
     keep: int,
     average: Average | None = None,
+    behind: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
-    `average`, policy/ holds that, and trained.pt what training goes on from.
+    `average`, policy/ holds that, and trained.pt what training goes on from; behind.pt has older versions of the
+    weights by which rollouts are yet to be drawn (`mmrl.ahead`).
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
@@ -104,13 +107,11 @@ def save(
     try:
         for left in folder.glob(".writing_*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        (aside / "policy").mkdir(parents=True)
-        if average is not None:
-            torch.save(average.state_dict(), aside / "trained.pt")
-        with contextlib.nullcontext() if average is None else average.applied():
-            policy.save_pretrained(aside / "policy")
+        _write_policy(aside, policy, average)
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(dict(generators), aside / "generators.pt")
+        if behind:
+            torch.save({version: dict(weights) for version, weights in behind.items()}, aside / "behind.pt")
         write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
         if final.exists():  # a run that was killed between the rename and `latest` comes by here again
             shutil.rmtree(final)
@@ -127,6 +128,14 @@ def save(
     _link_best(folder, best)
     _prune(folder, final.name, keep, best)
     return final
+
+
+def _write_policy(folder: Path, policy: Policy, average: Average | None) -> None:
+    (folder / "policy").mkdir(parents=True)
+    if average is not None:
+        torch.save(average.state_dict(), folder / "trained.pt")
+    with contextlib.nullcontext() if average is None else average.applied():
+        policy.save_pretrained(folder / "policy")
 
 
 def _make_up(final: Path, state: State, best: str | None) -> None:
@@ -181,3 +190,12 @@ def load(
     optimizer.load_state_dict(torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
     generators = torch.load(found / "generators.pt", map_location="cpu", weights_only=True)
     return State(**json.loads((found / "state.json").read_text())), generators
+
+
+def load_behind(found: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """Older versions of the weights, none where the run had no use for them."""
+    path = found / "behind.pt"
+    if not path.exists():
+        return {}
+    versions: dict[int, dict[str, torch.Tensor]] = torch.load(path, map_location="cpu", weights_only=True)
+    return versions

@@ -41,10 +41,10 @@ def check_rollout(rollout: Rollout) -> None:
                 f"Rollout.{name} has shape {tuple(tensor.shape)}, logprobs has {tuple(shape)}: "
                 "every per-decision field is (B, T)"
             )
-    by_row = (rollout.group_ids, rollout.prompt_ids, rollout.replayed)
+    by_row = (rollout.group_ids, rollout.prompt_ids, rollout.replayed, rollout.staleness)
     sizes = [len(rollout.transitions), *(len(numbers) for numbers in by_row if numbers is not None)]
     if set(sizes) != {shape[0]}:
-        told = "transitions, group_ids, and prompt_ids and replayed (if any)"
+        told = "transitions, group_ids, and prompt_ids, replayed and staleness (if any)"
         raise ValueError(f"Rollout has {shape[0]} rows of log-probs and {sizes} {told}: give one a trajectory")
     if bool((rollout.mask & ~rollout.alive).any()):
         raise ValueError("Rollout.mask is True where alive is False: only living decisions are trained")

@@ -17,6 +17,8 @@
 | update/stopped_by_kl | whether `max_kl` ended the epochs early |
 | parity/logprob_diff_max, first_pass_ratio_max | recorded against re-scored log-probs: the first alarm of any bug |
 | diversity/spread, agreed, answer_entropy | how much the answers to one prompt differ, where that is measured |
+| ahead/staleness | updates since the policy that drew, mean over trajectories, where rollouts are collected ahead |
+| ahead/waited_s, ahead/queue | seconds for which the update waited for its rollout; samples that were waiting for it |
 | synthetic/... | the data server: what became of every description, staleness, queue |
 | eval/<metric> | held out, with /low and /high of its 95 % interval |
 | time/collect, time/update | seconds of this step |

@@ -108,6 +108,11 @@ class Experiment(TrainingKeys):
     def __post_init__(self) -> None:
         if self.rollout.plan is not None:
             self._check_plan(self.rollout.plan)
+        if self.policy.reuse_prefill and self.train.ahead is not None:
+            raise ValueError(
+                "policy.reuse_prefill is true and train.ahead is set: the policy that is updated is another than the "
+                "one that ran the prompts; set reuse_prefill to false"
+            )
         if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):
             raise ValueError(
                 f"synthetic is set with rollout.turns {self.rollout.turns} and policy.critic {self.policy.critic}: "
