@@ -39,8 +39,8 @@ class TrainConfig:
             raise ValueError(f"train.resample is {self.resample}: give 0 (take groups as they come) or more")
         if self.resample and self.ahead is not None and self.ahead.processes > 1:
             raise ValueError(
-                f"train.resample is {self.resample} and train.ahead.processes is {self.ahead.processes}: they would have "
-                "to agree on each round; set resample to 0, or processes to at most 1"
+                f"train.resample is {self.resample} and train.ahead.processes is {self.ahead.processes}: they would "
+                "have to agree on each round; set resample to 0, or processes to at most 1"
             )
         if self.critic_warmup < 0 or (self.critic_lr is not None and self.critic_lr <= 0):
             raise ValueError(

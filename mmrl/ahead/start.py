@@ -31,8 +31,8 @@ def feed_of(parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolde
         return OnDemand(parts, train.resample, rows, runtime)
     if train.resample and runtime.world > 1:
         raise ValueError(
-            f"train.resample is {train.resample} and train.ahead is set on {runtime.world} ranks, whose threads would have "
-            "to agree on each round while the trainer talks to the other ranks: set one of them to 0 or null"
+            f"train.resample is {train.resample} and train.ahead is set on {runtime.world} ranks, whose threads would "
+            "have to agree on each round while the trainer talks to the other ranks: set one of them to 0 or null"
         )
     if runtime.world > 1 and ahead.processes:
         raise ValueError(
