@@ -4,6 +4,7 @@ change nothing."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import ahead as bandits
 from mmrl import commands
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
@@ -397,3 +399,22 @@ def test_corrections_read_the_log_probs_of_who_drew(algorithm: Algorithm, update
     else:
         assert moved[0] == pytest.approx(1.0, abs=1e-5)
         assert all(ratio > 1.01 for ratio in moved[1:])
+
+
+@pytest.mark.parametrize(("drew", "theta"), bandits.STALE.values(), ids=bandits.STALE)
+def test_on_a_stale_bandit_the_weights_give_the_exact_gradient_but_for_what_is_cut(drew: float, theta: float) -> None:
+    better, now = (1 / (1 + math.exp(-x)) for x in (drew, theta))
+    exact = now * (1 - now) * (bandits.REWARDS[1] - bandits.REWARDS[0])
+
+    def mean(surrogate: AIPO | Reinforce) -> float:
+        worse_arm, better_arm = bandits.gradients(surrogate, drew, theta)
+        return (1 - better) * worse_arm + better * better_arm
+
+    assert mean(AIPO(math.inf)) == pytest.approx(exact, rel=1e-9)
+    score = {1: (now, better, 1 - now), 0: (1 - now, 1 - better, -now)}  # pi, mu, d log pi / d theta
+    cut = {
+        arm: max(0.0, pi - 2.0 * mu) * (bandits.REWARDS[arm] - bandits.BASELINE) * d
+        for arm, (pi, mu, d) in score.items()
+    }
+    assert mean(AIPO(2.0)) == pytest.approx(exact - sum(cut.values()), rel=1e-9)
+    assert (mean(Reinforce()) == pytest.approx(exact)) == (drew == theta)
