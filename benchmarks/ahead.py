@@ -29,6 +29,7 @@ from mmrl.config import load
 from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting
+from mmrl.settings import TrainConfig
 from mmrl.surrogates import AIPO, Reinforce
 from mmrl.trainer import Trainer
 from mmrl.types import Batch, Collector, Policy, Rollout, Transitions
@@ -188,10 +189,9 @@ MEASURED, WARM = 16, 3
 SETTING = ["policy.reuse_prefill=false", "logging.progress=false", "rollout.prompts=8"]
 
 
-def timed(parts: Parts, ahead: Ahead | None, runtime: Runtime, folder: RunFolder | None = None) -> float:
+def timed(parts: Parts, train: TrainConfig, ahead: Ahead | None, runtime: Runtime, folder: RunFolder) -> float:
     """Median wall seconds of a step."""
-    train = replace(TRAIN, steps=MEASURED + WARM + 4, ahead=ahead)
-    trainer = Trainer(parts, train, runtime, folder)
+    trainer = Trainer(parts, replace(train, steps=MEASURED + WARM + 4, ahead=ahead), runtime, folder)
     seconds = []
     for step in range(MEASURED + WARM):
         began = time.perf_counter()
@@ -202,27 +202,24 @@ def timed(parts: Parts, ahead: Ahead | None, runtime: Runtime, folder: RunFolder
     return statistics.median(seconds)
 
 
-EXPERIMENT = load(RECIPE, SETTING).experiment
-TRAIN = EXPERIMENT.train
-
-
 def overlap(folder: Path) -> dict[str, object]:
     """Wall seconds of a step as a ratio to one after the other: with a collector that sleeps as long as an update
     takes, and with the real one on the same cores."""
-    runtime = Runtime(EXPERIMENT.runtime, 0)
-    parts = EXPERIMENT.build(runtime)
+    loaded = load(RECIPE, SETTING)
+    experiment, train = loaded.experiment, loaded.experiment.train
+    runtime, run = Runtime(experiment.runtime, 0), RunFolder(folder / "overlap")
+    run.path.mkdir(parents=True, exist_ok=True)
+    (run.path / "config.yaml").write_text(loaded.resolved)  # from which a process builds the experiment again
+    parts = experiment.build(runtime)
     with acting(parts.policy):
         rollout = parts.collector.collect(parts.policy, runtime.generator("collect"))
-    alone = timed(replace(parts, collector=Remote(rollout, 0.0)), None, runtime)
+    alone = timed(replace(parts, collector=Remote(rollout, 0.0)), train, None, runtime, run)
     told: dict[str, object] = {"update_s": round(alone, 3), "steps": MEASURED}
     remote, here = {}, {}
-    run = RunFolder(folder / "overlap")
-    run.path.mkdir(parents=True, exist_ok=True)
-    (run.path / "config.yaml").write_text(load(RECIPE, SETTING).resolved)
     for name, ahead in MODES.items():
         if ahead is None or not ahead.processes:
-            remote[name] = timed(replace(parts, collector=Remote(rollout, alone)), ahead, runtime)
-        here[name] = timed(EXPERIMENT.build(runtime), ahead, runtime, run)
+            remote[name] = timed(replace(parts, collector=Remote(rollout, alone)), train, ahead, runtime, run)
+        here[name] = timed(experiment.build(runtime), train, ahead, runtime, run)
     for label, found in {"sleeping collector": remote, "the same two cores": here}.items():
         plain = found["one after the other"]
         told[label] = {name: {"wall_s": round(s, 3), "ratio": round(s / plain, 3)} for name, s in found.items()}

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import reward_tables
+from benchmarks import ahead_tables, reward_tables
 from benchmarks.common import RESULTS, pm
 
 README = Path(__file__).parent.parent / "README.md"
@@ -566,8 +566,11 @@ def main() -> None:
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
         ("reward_head", "rewards", reward_tables.head),
+        ("overlap", "scale", ahead_tables.overlap),
+        ("stale_bandit", "scale", ahead_tables.bandit),
+        ("stale_digits", "scale", ahead_tables.digits),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "ahead")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:
