@@ -2,6 +2,7 @@
 
     python -m benchmarks.ahead bandit     # seconds: estimators on a stale two-armed bandit, by enumeration
     python -m benchmarks.ahead digits     # 20 CPU minutes: staleness 1, 4 and 16 on handwritten digits, 3 seeds
+    python -m benchmarks.ahead equal      # minutes: staleness 0 beside collecting on demand, a thread beside a process
     python -m benchmarks.ahead overlap    # minutes, on a quiet machine: wall time of a step
 
 The figures go to benchmarks/results/scale.json. In `overlap` a collector that sleeps stands for a remote one: it gives
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -159,6 +161,50 @@ def digits(folder: Path) -> dict[str, object]:
     return told
 
 
+# ---- the same numbers ------------------------------------------------------------------------------------------
+
+SHORT = ["train.steps=3", "evaluate.every=null", "save.every=null", "stop=[]", "logging.progress=false"]
+DOMAINS = {
+    "vision": (RECIPE, ["policy.reuse_prefill=false", "data.protocol.evaluation=20"]),
+    "diffusion": ("diffusion/rlcm_compress", ["data.eval_pictures=1", "evaluate.metrics={}", "rollout.prompts=2"]),
+    "vla": (
+        "vla/grpo_pushcube",
+        ["held_out.episodes=4", "held_out.between=4", "rollout.episodes=16", "env.max_steps=16",
+         "simulation.rebuild=true"],
+    ),
+}  # fmt: skip
+ALIKE = {
+    "staleness 0 as on demand": ("null", "{staleness: 0}"),
+    "one step off: process as thread": ("{staleness: 1}", "{staleness: 1, processes: 1}"),
+}
+
+
+def figures_of(recipe: str, words: list[str], folder: Path) -> list[dict[str, float]]:
+    """Every metric of a run, without times."""
+    if status := mmrl(["train", recipe, *SHORT, *words, "--run", str(folder)]):
+        raise SystemExit(status)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "ahead/"))} for line in lines]
+
+
+def equal() -> dict[str, object]:
+    """Metrics that differ by more than nothing, of how many, in each domain."""
+    told: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for domain, (recipe, words) in DOMAINS.items():
+            row = {}
+            for name, pair in ALIKE.items():
+                one, other = (
+                    figures_of(recipe, [*words, f"train.ahead={way}"], Path(folder) / domain / str(len(row)) / str(n))
+                    for n, way in enumerate(pair)
+                )
+                pairs = [(a.get(k), b.get(k)) for a, b in zip(one, other, strict=True) for k in sorted({*a, *b})]
+                row[name] = {"metrics": len(pairs), "differ": sum(a != b for a, b in pairs)}
+            told[domain] = row
+            print(domain, row)
+    return told
+
+
 # ---- time -------------------------------------------------------------------------------------------------
 
 
@@ -230,12 +276,14 @@ def overlap(folder: Path) -> dict[str, object]:
 def main() -> None:
     """What the command line asks for."""
     asked = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    asked.add_argument("what", choices=("bandit", "digits", "overlap"))
+    asked.add_argument("what", choices=("bandit", "digits", "equal", "overlap"))
     what = asked.parse_args().what
     if what == "bandit":
         write_section("scale", "stale_bandit", bandit())
     elif what == "digits":
         digits(ROOT)
+    elif what == "equal":
+        write_section("scale", "ahead_equal", equal())
     else:
         write_section("scale", "overlap", overlap(ROOT))
 

@@ -7,6 +7,19 @@ from benchmarks.common import pm
 MISSING = "Not measured yet."
 
 
+def equal(found: dict) -> str:
+    """How many metrics differ, by domain."""
+    told = found.get("ahead_equal")
+    if told is None:
+        return MISSING
+    names = list(next(iter(told.values())))
+    rows = ["| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for domain, row in told.items():
+        cells = [f"{row[name]['differ']} of {row[name]['metrics']} differ" for name in names]
+        rows.append(f"| {domain} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", "Metrics of three steps and two evaluations (`python -m benchmarks.ahead equal`)."])
+
+
 def overlap(found: dict) -> str:
     """Time of a step ahead, over that of one after the other."""
     told = found.get("overlap")

@@ -566,6 +566,7 @@ def main() -> None:
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
         ("reward_head", "rewards", reward_tables.head),
+        ("ahead_equal", "scale", ahead_tables.equal),
         ("overlap", "scale", ahead_tables.overlap),
         ("stale_bandit", "scale", ahead_tables.bandit),
         ("stale_digits", "scale", ahead_tables.digits),
