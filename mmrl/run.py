@@ -62,6 +62,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is no such checkpoint.
+            CheckpointError: it is damaged.
         """
         if not (self.path / "config.yaml").is_file():
             raise RunFolderError(f"{self.path} is not the folder of a run: there is no config.yaml in it")
@@ -70,10 +71,10 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} has no checkpoint yet: continue it with `mmrl train --run {self.path} --resume`"
             )
-        state = json.loads((newest / "state.json").read_text())
+        state = checkpoint.read_state(checkpoint.verified(newest)) if which in (None, "best") else checkpoint.State()
         if which is None:
-            which = "best" if state.get("keep_best") else "latest"
-        step = state.get("best_step") if which == "best" else which
+            which = "best" if state.keep_best else "latest"
+        step = state.best_step if which == "best" else which
         found = self.checkpoints / f"step_{int(step):06d}" if str(step).isdigit() else None
         if which == "latest":
             found = newest
@@ -81,7 +82,7 @@ class RunFolder:
             steps = sorted(int(path.parent.name[5:]) for path in self.checkpoints.glob("step_*/state.json"))
             more = "; save.best was not set" if which == "best" and step is None else ""
             raise RunFolderError(f"{self.path} has no checkpoint {which!r}{more}: there are latest and {steps}")
-        return found
+        return checkpoint.verified(found)
 
     @staticmethod
     def default_path(recipe: str, seed: int) -> Path:

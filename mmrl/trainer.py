@@ -223,7 +223,9 @@ class Trainer:
         found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
         if found is None:
             return
-        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer, self.average)
+        self.state, generators = checkpoint.load(
+            checkpoint.verified(found), self.parts.policy, self.optimizer, self.average
+        )
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.collector.load_state_dict(self.state.collector)
         self.parts.algorithm.advantage.load_state_dict(self.state.advantage)

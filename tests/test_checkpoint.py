@@ -26,6 +26,7 @@ import torch
 from mmrl import checkpoint
 from mmrl.checkpoint import CheckpointError
 from mmrl.runtime import Runtime, RuntimeConfig
+from mmrl.seals import seal
 from tests.toy import ToyPolicy, ToyPolicyConfig, toy_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -391,6 +392,8 @@ def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     found = saved(tmp_path / "checkpoints", 1, policy)
     for name in ("generators.pt", "optimizer.pt"):
         torch.save({"x": Harm()}, found / name)
+        seal(found)  # as one who means harm would
+        checkpoint.verified(found)
         with pytest.raises(Exception, match=r"[Ww]eights.only"):
             checkpoint.load(found, policy, torch.optim.AdamW(policy.parameters()))
     assert not (tmp_path / "harm").exists()
