@@ -1,0 +1,4 @@
+"""placeholder"""
+
+
+def soak(domain, minutes): ...
