@@ -24,11 +24,12 @@ RUBRIC = "Bright pictures are good."
 QUIET = ["logging.progress=false", "evaluate.samples=2"]
 SMALL_VISION = ["data.protocol.evaluation=10", "data.protocol.dev=10", "rollout.prompts=2", "rollout.group=4"]
 SMALL_DIFFUSION = (
-    "rollout.prompts=2", "rollout.group=4", "data.eval_pictures=1", "stop=[]", "evaluate.every=5", "evaluate.metrics={}",
+    "rollout.prompts=2", "rollout.group=4", "data.eval_pictures=1", "stop=[]", "evaluate.every=5",
+    "evaluate.metrics={}",
 )  # fmt: skip
 SMALL_VLA = (
     "rollout.episodes=4", "held_out.episodes=2", "held_out.between=2", "evaluate.every=4", "simulation.rebuild=true",
-    "simulation.copies=2", "simulation.workers=2", "simulation.restarts=1000",
+    "simulation.copies=2", "simulation.workers=1", "simulation.restarts=1000",
 )  # fmt: skip
 JUDGE = (
     "rewards.style={use: {class_path: rewards.pictures.Judge, init_args: {url_env: MMRL_RELIABILITY_JUDGE, model: m, "
@@ -55,15 +56,15 @@ class Case:
 
 CASES = {
     "vision": (
-        Case("cls_rl", "vision/cls_rl", (*SMALL_VISION, "evaluate.every=12"), 24),
-        Case("rrvf_charts", "vision/rrvf_charts", (*SMALL_VISION, "evaluate.every=6"), 9, "render pool"),
-        Case("syn_grpo", "vision/syn_grpo", (*SMALL_VISION, "evaluate.every=10", "synthetic.wait_s=120"), 20, "server"),
+        Case("cls_rl", "vision/cls_rl", (*SMALL_VISION, "evaluate.every=8"), 12),
+        Case("rrvf_charts", "vision/rrvf_charts", (*SMALL_VISION, "evaluate.every=3"), 5, "render pool"),
+        Case("syn_grpo", "vision/syn_grpo", (*SMALL_VISION, "evaluate.every=6", "synthetic.wait_s=600"), 10, "server"),
     ),
     "diffusion": (
-        Case("rlcm_compress", "diffusion/rlcm_compress", SMALL_DIFFUSION, 12),
-        Case("rlcm_judged", "diffusion/rlcm_compress", (*SMALL_DIFFUSION, JUDGE), 12, "judge"),
+        Case("rlcm_compress", "diffusion/rlcm_compress", SMALL_DIFFUSION, 8),
+        Case("rlcm_judged", "diffusion/rlcm_compress", (*SMALL_DIFFUSION, JUDGE), 8, "judge"),
     ),
-    "vla": (Case("pirl_pushcube", "vla/pirl_pushcube", SMALL_VLA, 8, "simulation"),),
+    "vla": (Case("pirl_pushcube", "vla/pirl_pushcube", SMALL_VLA, 6, "simulation"),),
 }
 IMPORTS = {
     "vision": ("vision.experiments", "transformers.models.auto.modeling_auto"),

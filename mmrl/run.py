@@ -74,13 +74,13 @@ class RunFolder:
         state = checkpoint.read_state(checkpoint.verified(newest)) if which in (None, "best") else checkpoint.State()
         if which is None:
             which = "best" if state.keep_best else "latest"
-        step = state.best_step if which == "best" else which
-        found = self.checkpoints / f"step_{int(step):06d}" if str(step).isdigit() else None
+        step = str(state.best_step if which == "best" else which)
+        found = self.checkpoints / f"step_{int(step):06d}" if step.isdecimal() else None
         if which == "latest":
             found = newest
         if found is None or not (found / "state.json").exists():
             steps = sorted(int(path.parent.name[5:]) for path in self.checkpoints.glob("step_*/state.json"))
-            more = "; save.best was not set" if which == "best" and step is None else ""
+            more = "; save.best was not set" if which == "best" and step == "None" else ""
             raise RunFolderError(f"{self.path} has no checkpoint {which!r}{more}: there are latest and {steps}")
         return checkpoint.verified(found)
 
@@ -107,8 +107,9 @@ class RunFolder:
         """Hold the folder for this process.
 
         Raises:
-            RunFolderError: another process trains in it.
+            RunFolderError: another process trains in it, or it cannot be written.
         """
+        self.check_writable()
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -117,8 +118,19 @@ class RunFolder:
                 raise RunFolderError(f"another process trains in {self.path}: wait for it, or stop it first") from error
             yield
 
+    def check_writable(self) -> None:
+        """Raises RunFolderError if nothing can be written into the folder, or it cannot be made."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+            why = "may not be written" if there.is_dir() else "is a file"
+            raise RunFolderError(
+                f"the run folder {self.path} cannot be written: {there} {why}; name another one with --run, or see to "
+                "its permissions"
+            )
+
     def refuse_existing(self) -> None:
-        """Raises RunFolderError if the folder holds a run."""
+        """Raises RunFolderError if the folder holds a run, or nothing can be written into it."""
+        self.check_writable()
         if (self.path / "config.yaml").exists():
             raise RunFolderError(
                 f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"

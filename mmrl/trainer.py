@@ -88,7 +88,11 @@ class Trainer:
                 self.state.cpu_s += max(0.0, self._cpu_s() - cpu)
                 self.state.wall_s += time.perf_counter() - wall
                 metrics["time/cpu"] = self.state.cpu_s
-                journal.step(self.state, metrics)
+                try:
+                    journal.step(self.state, metrics)
+                except OSError:  # a disk that is full, say
+                    self._rescue()
+                    raise
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
