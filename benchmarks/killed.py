@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Campaign:
         self.asked = case.arguments
         self.known = {judge.process} if judge else set()
 
-    def run(self) -> Found:
+    def run(self) -> Iterator[Found]:
         """Runs until every kill has happened, each compared with the one that was left alone."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -73,7 +73,7 @@ class Campaign:
         while self.kinds and len(self.found.failed) < 3:
             self.found.runs += 1
             self.one(self.folder / f"run_{self.found.runs:02d}", whole)
-        return self.found
+            yield self.found
 
     def one(self, run: Path, whole: Path) -> None:
         """A run that is killed until it has finished."""
@@ -200,8 +200,8 @@ def read(checkpoint: Path) -> Iterator[tuple[str, object]]:
     yield from torch.load(checkpoint / "generators.pt", weights_only=True).items()
 
 
-def kills(domain: str, count: int) -> dict[str, object]:
-    """Kill the recipes of a domain `count` times or a few more."""
+def kills(domain: str, count: int, keep: Callable[[dict[str, object]], None]) -> None:
+    """Kill the recipes of a domain `count` times or a few more; what is found is kept after each run."""
     ROOT.mkdir(parents=True, exist_ok=True)
     judge = JudgeProcess() if any(case.workers == "judge" for case in CASES[domain]) else None
     warm(domain)
@@ -222,9 +222,9 @@ def kills(domain: str, count: int) -> dict[str, object]:
             serving = judge if case.workers == "judge" else None
             campaign = Campaign(case, kinds, chance, serving)
             campaign.known |= {judge.process} if judge else set()
-            found[case.name] = {"steps": case.steps, "workers": case.workers, **campaign.run().told(),
-                                "left_alone_s": round(campaign.seconds, 1)}  # fmt: skip
+            for each in campaign.run():
+                found[case.name] = {"steps": case.steps, "workers": case.workers, **each.told()}
+                keep({"seed": SEED, "asked": count, "recipes": found})
     finally:
         if judge is not None:
             judge.kill()
-    return {"seed": SEED, "recipes": found}

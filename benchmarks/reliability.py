@@ -39,7 +39,7 @@ def main() -> None:
     told = parser.parse_args()
     for domain in [told.domain] if told.domain else DOMAINS:
         if told.what == "kills":
-            keep("kills", domain, kills(domain, told.kills))
+            kills(domain, told.kills, lambda found, domain=domain: keep("kills", domain, found))
         else:
             keep("soak", domain, soak(domain, told.minutes))
 
