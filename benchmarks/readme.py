@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ahead_tables, reward_tables
+from benchmarks import ahead_tables, reliability_tables, reward_tables
 from benchmarks.common import RESULTS, pm
 
 README = Path(__file__).parent.parent / "README.md"
@@ -570,8 +570,12 @@ def main() -> None:
         ("overlap", "scale", ahead_tables.overlap),
         ("stale_bandit", "scale", ahead_tables.bandit),
         ("stale_digits", "scale", ahead_tables.digits),
+        ("kills", "reliability", reliability_tables.kills),
+        ("soak", "reliability", reliability_tables.soak),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "ahead")
+    pages = (
+        "diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "ahead", "reliability",
+    )  # fmt: skip
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:

@@ -43,6 +43,7 @@ def train(
     run = RunFolder(Path(runtime.from_main(str(folder or RunFolder.default_path(loaded.recipe, experiment.seed)))))
     if resume:
         run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
+        run.check_writable()
     elif runtime.is_main:
         run.refuse_existing()  # before a model is loaded
     fork = RunFolder(origin).checkpoint() if origin is not None else None

@@ -170,16 +170,17 @@ class MetricWriter:
 
 
 def _lines_up_to(path: Path, step: int) -> list[dict[str, float]]:
-    """Whole lines of a metrics file up to `step`; a line cut by a kill is dropped."""
+    """Whole lines of a metrics file up to `step`; a line cut by a kill, or damaged, is dropped."""
     if not path.exists() or step == 0:
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if line["step"] <= step:
+        numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+        if numbers and line.get("step", step + 1) <= step:
             lines.append(line)
     return lines
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mmrl import checkpoint
 from mmrl.ahead.feed import Position
 from mmrl.ahead.start import feed_of
-from mmrl.checkpoint import SaveConfig, State
+from mmrl.checkpoint import SaveConfig
 from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
@@ -23,6 +23,7 @@ from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.state import State
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
 from mmrl.terminal import interruptible
@@ -84,7 +85,11 @@ class Trainer:
                 self.state.cpu_s += max(0.0, self._cpu_s() - cpu)
                 self.state.wall_s += time.perf_counter() - wall
                 metrics["time/cpu"] = self.state.cpu_s
-                journal.step(self.state, metrics)
+                try:
+                    journal.step(self.state, metrics)
+                except OSError:  # a disk that is full, say
+                    self._rescue()
+                    raise
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
@@ -217,7 +222,9 @@ class Trainer:
         found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
         if found is None:
             return
-        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer, self.average)
+        self.state, generators = checkpoint.load(
+            checkpoint.verified(found), self.parts.policy, self.optimizer, self.average
+        )
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
         self.parts.algorithm.advantage.load_state_dict(self.state.advantage)
         self.parts.algorithm.load_state_dict(self.state.parts)

@@ -119,6 +119,36 @@ def test_a_worker_that_dies_or_hangs_is_started_again_and_its_episodes_are_lost(
         assert all(gone(process) for process in processes)
 
 
+def test_episodes_in_new_scenes_are_played_again_by_the_next_worker() -> None:
+    """Rows of one worker stand at different steps when it dies: one of them was begun later."""
+    chance = torch.Generator().manual_seed(0)
+    moves = [torch.rand(4, 3, 4, generator=chance) * 2 - 1 for _ in range(3)]
+    every, late = torch.arange(4), torch.tensor([3])
+
+    def played(kill_before: tuple[str, ...]) -> list[torch.Tensor]:
+        def moment(name: str) -> None:
+            if name in kill_before:
+                simulator._workers[1].process.kill()
+
+        simulator.reset(every, every + 5)
+        simulator.chunk_step(moves[0])
+        moment("reset")
+        begun = simulator.reset(late, late + 50)
+        moment("chunk")
+        second = simulator.chunk_step(moves[1])
+        third = simulator.chunk_step(moves[2], then=every + 9)
+        assert not (second.broken | third.broken).any()
+        return [begun.state, second.rewards, second.observations.state, third.final.state, third.rewards, third.alive]
+
+    config = SimulationConfig(copies=4, workers=2, restarts=2, rebuild=True)
+    with start([TaskConfig("PushCube-v1")], config) as simulator:
+        wanted = played(())
+        found = played(("reset", "chunk"))
+        assert simulator.restarted == 2
+    assert [torch.equal(one, other) for one, other in zip(found, wanted, strict=True)] == [True] * len(wanted)
+    assert wanted[-1].all()
+
+
 def test_a_task_that_ends_its_process_or_cannot_be_built_says_so() -> None:
     with start([TaskConfig("Crash-v1")], SimulationConfig(copies=1, workers=1, restarts=0)) as simulator:
         simulator.reset(torch.tensor([0]), torch.tensor([0]))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vla.sim import rendering
 from vla.sim.base import Chunk, Observations, SimulationConfig, SimulationError, Simulator, TaskConfig, TaskSpec
+from vla.sim.episodes import Episodes
 from vla.sim.tasks import module_of
 from vla.sim.worker import Act, Acted, Draw, Job, Reset, Views, serve
 
@@ -68,7 +69,8 @@ class Worker:
 
 class Workers(Simulator):
     """`copies` environments of each task, dealt out to processes of one core each. A process that dies is started
-    again; the episodes it was in are reported as broken."""
+    again. The episodes it was in are played again up to where they were if `simulation.rebuild` makes them the same,
+    and reported as broken otherwise, or if that process dies too."""
 
     def __init__(self, tasks: Sequence[TaskConfig], config: SimulationConfig) -> None:
         modules = sorted({module_of(task) for task in tasks})
@@ -96,6 +98,7 @@ class Workers(Simulator):
         )
         self._running = torch.zeros(len(self), dtype=torch.bool)
         self._lost = torch.zeros(len(self), dtype=torch.bool)
+        self._episodes = Episodes() if config.rebuild else None
 
     def cpu_s(self) -> float:
         """Of the workers that are alive."""
@@ -129,6 +132,8 @@ class Workers(Simulator):
                 answers[number] = self._again(worker, messages[number])
         self._running[env_index] = True
         self._lost[env_index] = False
+        if self._episodes is not None:
+            self._episodes.begin(env_index.tolist(), seeds.tolist())
         return self._joined([(worker.rows, _views(answer)) for worker, answer in self._pairs(answers)])
 
     def chunk_step(self, actions: Tensor, then: Tensor | None = None) -> Chunk:
@@ -141,8 +146,13 @@ class Workers(Simulator):
         answers = self._exchange(messages)
         chunk = self._chunk(answers, actions.shape[1])
         chunk = replace(chunk, broken=chunk.broken | self._lost)
+        if self._episodes is not None:
+            self._episodes.act((self._running & ~self._lost).nonzero()[:, 0].tolist(), numbers.numpy())
         self._lost.zero_()
         self._running &= ~(chunk.terminated | chunk.truncated | chunk.broken)
+        if then is not None and self._episodes is not None:
+            over = (~self._running).nonzero()[:, 0]
+            self._episodes.begin(over.tolist(), then[over].tolist())
         if then is not None:
             self._running[:] = True
             gone = [worker.rows for worker, answer in zip(self._workers, answers, strict=True) if answer is None]
@@ -157,7 +167,7 @@ class Workers(Simulator):
         for worker in self._workers:
             rows = [number for number, row in enumerate(worker.rows.tolist()) if row in chosen]
             worker.send(Draw(rows))
-            pictures = self._answer(worker, self.config.patience_s, restart=True)
+            pictures = self._settled(worker, Draw(rows))
             if pictures is None:  # lost: nothing to see
                 pictures = np.zeros((len(rows), 3, side, side), np.uint8)
             drawn |= dict(zip(worker.rows[rows].tolist(), torch.as_tensor(pictures), strict=True))
@@ -196,9 +206,26 @@ class Workers(Simulator):
 
     def _exchange(self, messages: Sequence[object]) -> list[object]:
         """One answer a worker; None for one that died, which has been started again."""
-        for worker, message in zip(self._workers, messages, strict=True):
+        pairs = list(zip(self._workers, messages, strict=True))
+        for worker, message in pairs:
             worker.send(message)
-        return [self._answer(worker, self.config.patience_s, restart=True) for worker in self._workers]
+        return [self._settled(worker, message) for worker, message in pairs]
+
+    def _settled(self, worker: Worker, message: object) -> object:
+        """The answer to `message`, which was sent. Should the worker die, its episodes are played again up to here by
+        the next; None where that cannot be, or where the next one dies too: they are lost then."""
+        answer = self._answer(worker, self.config.patience_s, restart=True)
+        if answer is None and self._episodes is not None:
+            for again in (*self._episodes.again(worker.rows.tolist()), message):
+                worker.send(again)
+                answer = self._answer(worker, self.config.patience_s, restart=True)
+                if answer is None:
+                    break
+        if answer is None:
+            print(f"the episodes of {len(worker.rows)} environments are lost")
+            self._lost[worker.rows] |= self._running[worker.rows]
+            self._running[worker.rows] = False
+        return answer
 
     def _again(self, worker: Worker, message: object) -> object:
         worker.send(message)
@@ -225,9 +252,7 @@ class Workers(Simulator):
                 "a process (simulation.copies, simulation.workers)?"
             )
         self.restarted += 1
-        print(f"{what}: it is started again, and the episodes of {len(worker.rows)} environments are lost")
-        self._lost[worker.rows] |= self._running[worker.rows]
-        self._running[worker.rows] = False
+        print(f"{what}: it is started again")
         worker.start()
         self._ready(worker)
 
