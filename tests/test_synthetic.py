@@ -257,8 +257,8 @@ def test_the_oldest_make_room() -> None:
 
 
 def test_a_server_that_is_killed_loses_and_doubles_nothing() -> None:
-    # more tries than kills: several of them may hit the same batch, and it is not to be refused for that
-    server = DataServer(Slow(), (), ServerConfig(batch=4, tries=6))
+    # room for all, and more tries than kills: several of them may hit the same batch, which is not to be refused for that
+    server = DataServer(Slow(), (), ServerConfig(queue=100, batch=4, tries=6))
     chance, found = random.Random(0), []
     try:
         for kill in range(5):
