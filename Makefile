@@ -29,7 +29,7 @@ demo: setup vulkan
 	$(BIN)/python -m benchmarks.demo
 
 test: setup vulkan browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .
