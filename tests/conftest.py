@@ -8,7 +8,6 @@ import pytest
 
 from tests.installed import installed
 
-
 LONGEST_FIRST = (
     "test_vla_acceptance", "test_vla_training", "test_acceptance", "test_vla_launch", "test_vla_words",
     "test_acceptance_diffusion", "test_sim_workers", "test_judge_run", "test_compare", "test_synthetic",
