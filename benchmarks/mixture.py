@@ -4,12 +4,13 @@ mixture that is chosen by them is worth.
 The plan is configs/mixture/digits.yaml, run by `mmrl mixture`; its runs are folders under runs/benchmark_mixture, and
 finished ones are not run again.
 
-    python -m benchmarks.mixture
+    python -m benchmarks.mixture                     # overrides of the plan may follow, such as final=null
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from benchmarks.common import write
@@ -20,7 +21,7 @@ ROOT = Path("runs/benchmark_mixture")
 
 
 def main() -> None:
-    if status := mmrl(["mixture", "mixture/digits", "--run", str(ROOT)]):
+    if status := mmrl(["mixture", "mixture/digits", *sys.argv[1:], "--run", str(ROOT)]):
         raise SystemExit(status)
     found = json.loads((ROOT / "mixture.json").read_text())
     summaries = [json.loads(file.read_text()) for file in sorted(ROOT.glob("runs/*/summary.json"))]

@@ -6,7 +6,7 @@ recipe: vision/mixture
 key: data.source.weights                                # of the recipe: task -> weight
 tasks: [name, count, box]
 figures: ["accuracy[name]", "accuracy[count]", "accuracy[box]"]   # held out; the score of a run is their mean
-held_out: [[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]]            # trained as well, and not fitted: how far to believe it
+held_out: [[5, 3, 2], [1, 1, 3]]                        # in units of their sum; trained, not fitted: how far to believe
 final: {overrides: [train.steps=300]}                   # the chosen mixture and the uniform one
 """
 
@@ -44,9 +44,9 @@ class Final:
 @dataclass(frozen=True)
 class FindMixture:
     """Runs of `recipe` at each mixture of `pilots` (none given: `mmrl.mixtures.design`) and of `held_out`, a weight for
-    each of `tasks` in order, once a seed. The score of a mixture is the mean over seeds and `figures` after training.
-    The pilots are fitted, the held-out mixtures say how far off the fit is on what it has not seen; `final` null trains
-    nothing more."""
+    each of `tasks` in order, in units of their sum, once a seed. The score of a mixture is the mean over seeds and
+    `figures` after training. The pilots are fitted, the held-out mixtures say how far off the fit is on what it has not
+    seen; `final` null trains nothing more."""
 
     recipe: str
     key: str
@@ -67,27 +67,32 @@ class FindMixture:
             )
         for name in ("pilots", "held_out"):
             for weights in vars(self)[name]:
-                if len(weights) != len(self.tasks) or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+                if len(weights) != len(self.tasks) or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
                     raise ValueError(
-                        f"{name} has {list(weights)}: give {len(self.tasks)} weights of 0 or more that sum to 1"
+                        f"{name} has {list(weights)}: give {len(self.tasks)} weights of 0 or more, not all 0"
                     )
         _check_seeds("seeds", self.seeds)
         fitted = self.fitted
-        for weights in self.held_out:
+        for weights, told in zip(self.unseen, self.held_out, strict=True):
             if np.isclose(fitted, weights, atol=1e-3).all(1).any():
-                raise ValueError(f"held_out has {list(weights)}, which is a pilot too: hold out what is not fitted")
+                raise ValueError(f"held_out has {list(told)}, which is a pilot too: hold out what is not fitted")
         fit_mixture(fitted, [0.0] * len(fitted), self.ridge)  # too few are refused before any is run
 
     @property
     def fitted(self) -> Numbers:
-        """The pilots (N, m)."""
-        return np.array(self.pilots, dtype=np.float64) if self.pilots else design(len(self.tasks))
+        """The pilots (N, m), each of sum 1."""
+        return _of_sum_1(self.pilots) if self.pilots else design(len(self.tasks))
+
+    @property
+    def unseen(self) -> Numbers:
+        """The held-out mixtures (n, m), each of sum 1."""
+        return _of_sum_1(self.held_out) if self.held_out else np.zeros((0, len(self.tasks)))
 
     def runs(self) -> Runs:
         """The pilots and the held-out mixtures, once a seed."""
         found: Runs = {}
         for seed in self.seeds:  # outermost, so that what was stopped can go on with fewer
-            for weights in (*self.fitted, *np.array(self.held_out)):
+            for weights in (*self.fitted, *self.unseen):
                 found |= self._of(weights, [seed])
         return found
 
@@ -101,7 +106,7 @@ class FindMixture:
     def run(self, folder: Path) -> int:
         """Fit, say what the fit is worth, train `final`; writes mixture.json into `folder`."""
         pilots = [self._read(folder, self._of(weights, self.seeds)) for weights in self.fitted]
-        held_out = [self._read(folder, self._of(weights, self.seeds)) for weights in np.array(self.held_out)]
+        held_out = [self._read(folder, self._of(weights, self.seeds)) for weights in self.unseen]
         scores, seen = [_score(runs) for runs in pilots], [_score(runs) for runs in held_out]
         fit = fit_mixture(self.fitted, scores, self.ridge)
         left_out = [score + float(error) for score, error in zip(scores, fit.left_out, strict=True)]
@@ -110,10 +115,10 @@ class FindMixture:
             "tasks": list(self.tasks), "seeds": list(self.seeds), "ridge": self.ridge,
             "coefficients": fit.coefficients.tolist(), "noise": _noise([*pilots, *held_out]),
             "pilots": [_told(fit, *one) for one in zip(self.fitted, pilots, strict=True)],
-            "held_out": [_told(fit, np.array(w), runs) for w, runs in zip(self.held_out, held_out, strict=True)],
+            "held_out": [_told(fit, *one) for one in zip(self.unseen, held_out, strict=True)],
             "worth": {
                 "left_out": worth(left_out, scores, statistics.fmean(scores)),
-                **({"held_out": worth([fit.predicted(w) for w in self.held_out], seen, statistics.fmean(scores))}
+                **({"held_out": worth([fit.predicted(w) for w in self.unseen], seen, statistics.fmean(scores))}
                    if seen else {}),
             },
             "chosen": {"weights": best.tolist(), "predicted": fit.predicted(best)},
@@ -202,6 +207,11 @@ def _noise(mixtures: Sequence[Figures]) -> float | None:
     """The deviation of a score over seeds, pooled over mixtures; None with one seed."""
     variances = [statistics.variance([run["score"] for run in runs]) for runs in mixtures if len(runs) > 1]
     return statistics.fmean(variances) ** 0.5 if variances else None
+
+
+def _of_sum_1(mixtures: Sequence[Sequence[float]]) -> Numbers:
+    found = np.array(mixtures, dtype=np.float64)
+    return np.asarray(found / found.sum(1, keepdims=True))
 
 
 def _check_seeds(name: str, seeds: Sequence[int]) -> None:

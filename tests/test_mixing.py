@@ -162,8 +162,8 @@ def plan(**more: object) -> FindMixture:
         ({"figures": ()}, "one or more"),
         ({"pilots": ((1.0, 0.0, 0.0),) * 8}, "8 pilots tell 1 of 6 terms apart"),
         ({"held_out": ((0.5, 0.5),)}, "give 3 weights"),
-        ({"held_out": ((0.5, 0.5, 0.5),)}, "sum to 1"),
-        ({"held_out": ((0.5, 0.5, 0.0),)}, "which is a pilot too"),
+        ({"held_out": ((0.0, 0.0, 0.0),)}, "not all 0"),
+        ({"held_out": ((2.0, 2.0, 0.0),)}, "which is a pilot too"),
         ({"seeds": ()}, "seeds is"),
         ({"seeds": (1, 1)}, "each once"),
     ],
@@ -174,7 +174,7 @@ def test_a_plan_that_cannot_say_anything_is_refused_before_it_runs(wrong: dict[s
 
 
 def test_runs_are_the_recipe_at_each_mixture() -> None:
-    runs = plan(held_out=((0.6, 0.3, 0.1),), seeds=(0, 7), overrides=("train.steps=2",)).runs()
+    runs = plan(held_out=((6.0, 3.0, 1.0),), seeds=(0, 7), overrides=("train.steps=2",)).runs()
     assert len(runs) == 2 * 11
     recipe, words = runs["0.6000_0.3000_0.1000_seed7"]
     assert recipe == "vision/mixture" and words[0] == "train.steps=2" and words[-1] == "seed=7"
