@@ -47,6 +47,7 @@ bench: setup
 assets: setup vulkan
 	$(BIN)/mmrl warmup vision/warmup_digits
 	$(BIN)/mmrl warmup vision/warmup_charts
+	$(BIN)/mmrl warmup vision/warmup_mixture
 	$(BIN)/mmrl warmup diffusion/warmup_clip_a
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet
@@ -73,6 +74,7 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.render
 	$(BIN)/python -m benchmarks.rrvf
 	$(BIN)/python -m benchmarks.syn_grpo
+	$(BIN)/python -m benchmarks.mixture
 	$(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.parts cost
 	$(BIN)/python -m benchmarks.rewards

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmrl.order import Shuffled, check_shared_out
+from mmrl.order import Order, Shuffled, Weighted, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores, Transitions
 from vision.conversation import Conversation, Held, Limits, as_samples, converse, in_one_turn
@@ -60,7 +60,9 @@ class AnswerCollector(Collector):
         config: RolloutConfig,
         runtime: Runtime,
         tool: Tool | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        """`weights` say how often examples of each task, their column `task`, are asked."""
         check_shared_out(config.prompts, runtime)
         if not examples:
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
@@ -68,12 +70,14 @@ class AnswerCollector(Collector):
         self.config, self.runtime, self.tool = config, runtime, tool
         if config.plan is not None and config.plan.remembers and runtime.world > 1:
             raise ValueError(
-                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has the "
-                "answers that one of them keeps: run it on one, or set plan to null"
+                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has what "
+                "one of them remembers: run it on one, or set plan to null"
             )
         self.plan = None if config.plan is None else replace(config.plan)
         """The config's, with a memory of its own."""
-        self.order = Shuffled(len(examples), runtime, "prompts")
+        self.order: Order = Shuffled(len(examples), runtime, "prompts")
+        if weights is not None:
+            self.order = Weighted([str(example.columns["task"]) for example in examples], weights, runtime, "prompts")
         self.asked: list[Example] = []
         """The example of each row of the last rollout."""
         self.conversations: Sequence[Conversation] = ()
@@ -82,7 +86,7 @@ class AnswerCollector(Collector):
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
         places, mine = self.order.share(self.config.prompts)
-        mine = mine if self.plan is None else self.plan.take(mine)
+        mine = mine if self.plan is None else self.plan.take(mine, len(self.examples))
         return self.answer(policy, [self.examples[number] for number in mine], mine, places, generator)
 
     def answer(
@@ -135,6 +139,9 @@ class AnswerCollector(Collector):
         planned = state.get("plan")
         if self.plan is not None and isinstance(planned, Mapping):
             self.plan.load_state_dict(planned)
+
+    def measured(self) -> Mapping[str, float]:
+        return {} if self.plan is None else self.plan.measured()
 
     def cpu_s(self) -> float:
         return 0.0 if self.tool is None else self.tool.cpu_s()

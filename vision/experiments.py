@@ -147,9 +147,9 @@ class Experiment(TrainingKeys):
             raise ValueError(f"{name} and `{other}` is set: a plan is of answers to given pictures; set one to null")
         if plan.remembers and (self.policy.critic is not None or self.train.resample):
             raise ValueError(
-                f"{name}, which keeps answers from step to step, with policy.critic {self.policy.critic} and "
-                f"train.resample {self.train.resample}: nobody recorded their values, and they have no group to draw "
-                "again; set critic to null and resample to 0"
+                f"{name}, which remembers earlier steps, with policy.critic {self.policy.critic} and train.resample "
+                f"{self.train.resample}: nobody recorded values of then, and a step is one rollout; set critic to null "
+                "and resample to 0"
             )
 
     @property
@@ -166,7 +166,8 @@ class Experiment(TrainingKeys):
             raise ValueError(
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
-        answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
+        weights = self.data.training.task_weights()
+        answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool, weights)
         evaluator, collector = self.evaluator(policy, encode), answers
         if self.synthetic is not None:
             collector = evolving = EvolvingCollector(answers, self.synthetic)
