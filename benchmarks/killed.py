@@ -119,7 +119,7 @@ class Campaign:
                 while bool(list(run.glob("checkpoints/.writing_*"))) != wanted:
                     if (status := ended(self.process)) is not None:
                         return status
-                    time.sleep(0.0002)
+                    time.sleep(0.001)
         time.sleep(self.chance.uniform(0.0, 0.02))
         os.kill(self.process, signal.SIGKILL)
         status = wait(self.process)

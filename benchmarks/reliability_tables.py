@@ -25,7 +25,7 @@ def kills(found: dict) -> str:
             ]  # fmt: skip
             rows.append(f"| {' | '.join(map(str, cells))} |")
             failed += [f"{name}, {each}" for each in f["failed"]]
-        if total < about["asked"]:
+        if total < about.get("asked", total):
             asked.append(f"{domain}: {total} of {about['asked']} kills so far")
     text = "Kills at random moments of a fixed seed until a run finishes (`python -m benchmarks.reliability kills`)."
     if failed:

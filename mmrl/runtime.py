@@ -30,6 +30,10 @@ class RuntimeConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     threads: int | None = 1
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"runtime.threads is {self.threads}: give 1 or more, or null for torch's default")
+
 
 def helper_device(choice: Literal["auto", "cpu"]) -> torch.device:
     """Where a process that helps a run, such as one that makes data, computes: the accelerator of its rank, if any."""

@@ -47,6 +47,11 @@ class TrainConfig:
                 f"train.critic_warmup is {self.critic_warmup} and train.critic_lr is {self.critic_lr}: give 0 or more, "
                 "and more than 0 or null"
             )
+        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0:
+            raise ValueError(
+                f"train.betas is {self.betas} and train.weight_decay is {self.weight_decay}: give two numbers of at "
+                "least 0 and less than 1, and 0 or more"
+            )
         if self.steps < 0 or self.lr <= 0:
             raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
 
@@ -66,6 +71,8 @@ class EvaluateConfig:
     attempts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"evaluate.samples is {self.samples}: give 0 or more")
         if self.attempts is not None and self.attempts < 1:
             raise ValueError(f"evaluate.attempts is {self.attempts}: give 1 or more, or null for no pass@k")
         if self.every is not None and self.every < 1:

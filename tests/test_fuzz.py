@@ -3,7 +3,7 @@ reaches whoever gave it.
 
 What this found, and has been mended since: a binary config, keys that are lists, brackets a thousand deep, a date of
 month 13, learning rates that are no number, masks that are no bool, statistics and parts of rewards of another shape
-or not finite, a word among scores read as its digits, a metrics file of other lines, a checkpoint with a bit flipped.
+or not finite, a factor that turns a learning rate round, a word among scores read as its digits, a metrics file of other lines, a checkpoint with a bit flipped.
 """
 
 from __future__ import annotations
@@ -135,6 +135,19 @@ def test_any_value_of_any_key_is_refused_or_means_what_it_says(tmp_path: Path, k
     if isinstance(value, int | float) and key in kept:
         assert kept[key] == value, "another number than was given"
         assert math.isfinite(float(value))
+
+
+@pytest.mark.parametrize("change", [
+    "train.weight_decay=-1", "train.betas=[0.9, 1.5]", "train.schedule.warmup_steps=-1", "evaluate.samples=-1",
+    "train.schedule={class_path: mmrl.schedules.Linear, init_args: {final: -0.5}}", "runtime.threads=0",
+    "algorithm.value_loss={class_path: mmrl.value_loss.ValueRegression, init_args: {clip: -0.2}}", "train.lr=.nan",
+    "algorithm.advantage.eps=-1", "rewards.right.weight=.inf", "rewards.right.timeout_s=0",
+])  # fmt: skip
+def test_numbers_that_were_let_through(tmp_path: Path, change: str) -> None:
+    with pytest.raises(ConfigError, match="give ") as caught:
+        load(str(toy_config(tmp_path)), [change])
+    said = sentence(caught.value)
+    assert change.split("=")[0].split(".")[-1] in said or "final is -0.5" in said or "clip is -0.2" in said
 
 
 # ---- rollouts and masks -----------------------------------------------------------------------------------

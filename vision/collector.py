@@ -32,7 +32,7 @@ class RolloutConfig:
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group", "max_new_tokens", "turns"):
+        for name in ("prompts", "group", "max_new_tokens", "max_prompt_tokens", "turns"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
         if self.plan is not None:

@@ -87,6 +87,11 @@ class SimulationConfig:
             raise ValueError(f"simulation.copies is {self.copies}: give 1 or more")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"simulation.workers is {self.workers}: give 1 or more, or null")
+        if self.restarts < 0 or self.patience_s <= 0:
+            raise ValueError(
+                f"simulation.restarts is {self.restarts} and simulation.patience_s is {self.patience_s}: give 0 or "
+                "more, and more than 0 seconds"
+            )
 
     @property
     def draws(self) -> bool:

@@ -235,15 +235,20 @@ class Workers(Simulator):
         """Raises:
         SimulationError: the worker says what went wrong, or it died and is not to be started again.
         """
-        answer = worker.receive(time.monotonic() + patience_s)
-        if isinstance(answer, SimulationError):
-            self.close()
-            raise answer
+        answer = self._heard(worker, patience_s)
         if answer is None:
             self._gone(worker, restart)
         return answer
 
-    def _gone(self, worker: Worker, restart: bool) -> None:
+    def _heard(self, worker: Worker, patience_s: float) -> object:
+        answer = worker.receive(time.monotonic() + patience_s)
+        if isinstance(answer, SimulationError):
+            self.close()
+            raise answer
+        return answer
+
+    def _gone(self, worker: Worker, restart: bool) -> object:
+        """Start it again; the specs of the process in its place."""
         what = f"worker process {worker.process.pid} ended with exit code {worker.process.exitcode}"
         if not restart or self.restarted >= self.config.restarts:
             self.close()
@@ -254,11 +259,12 @@ class Workers(Simulator):
         self.restarted += 1
         print(f"{what}: it is started again")
         worker.start()
-        self._ready(worker)
+        return self._ready(worker)
 
     def _ready(self, worker: Worker) -> object:
-        """Its specs, once it has built its environments."""
-        return self._answer(worker, STARTS_S + BUILDS_S * len(worker.rows))
+        """Its specs, once it has built its environments; should it die over that, those of the next."""
+        specs = self._heard(worker, STARTS_S + BUILDS_S * len(worker.rows))
+        return self._gone(worker, restart=True) if specs is None else specs
 
     @staticmethod
     def _reset_of(worker: Worker, chosen: Mapping[int, int]) -> Reset:
