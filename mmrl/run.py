@@ -27,8 +27,8 @@ from mmrl.yaml_files import flatten, read_yaml
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
 RESUMABLE = ("train.steps", "save", "evaluate", "logging", "stop", "controls")
 """Keys that may differ from the run's own when it is resumed."""
-PATIENCE = (".budget_calls", ".concurrency", ".timeout_s", ".retries", ".pause_s")
-"""Ends of keys that may differ too: how a reward's server is asked, not what it answers."""
+PATIENCE = (".budget_calls", ".concurrency", ".timeout_s", ".retries", ".pause_s", ".wait_s", ".url")
+"""Ends of keys that may differ too: where and how a server is asked, not what it answers."""
 
 
 START = "start"

@@ -16,13 +16,16 @@ from vision.data.base import Example
 from vision.encoding import Encoder
 from vision.plans.base import Plan, Wanted
 from vision.policy import VisionPolicy
+from vision.serving.base import Server
+from vision.serving.session import Session
 from vision.tools import Tool
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
     """`prompts` a step over all processes, `group` answers of each, and their limits: `max_new_tokens` of a turn,
-    `max_prompt_tokens` of all that a turn follows, and `turns` where there is a `tool` to answer them."""
+    `max_prompt_tokens` of all that a turn follows, and `turns` where there is a `tool` to answer them. Answers are
+    drawn in the process, as a `plan` says if there is one, or by a `server` that weights are pushed to."""
 
     prompts: int = 16
     group: int = 8
@@ -30,11 +33,18 @@ class RolloutConfig:
     max_prompt_tokens: int = 4096
     turns: int = 1
     plan: Plan | None = None
+    server: Server | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompts", "group", "max_new_tokens", "max_prompt_tokens", "turns"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
+        if self.server is not None and (self.turns > 1 or self.plan is not None):
+            given = f"turns is {self.turns}" if self.turns > 1 else f"plan is {type(self.plan).__name__}"
+            raise ValueError(
+                f"rollout.server is set and rollout.{given}: a server begins answers and does not go on with tokens "
+                "that were drawn before; set turns to 1 and plan to null, or server to null"
+            )
         if self.plan is not None:
             if self.turns > 1:
                 raise ValueError(
@@ -73,6 +83,13 @@ class AnswerCollector(Collector):
                 f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has what "
                 "one of them remembers: run it on one, or set plan to null"
             )
+        if config.server is not None and runtime.world > 1:
+            raise ValueError(
+                f"rollout.server is set on {runtime.world} processes, which would all push weights to it: train on "
+                "one, or set server to null"
+            )
+        self.session = None if config.server is None else Session(config.server)
+        """With the server that draws."""
         self.plan = None if config.plan is None else replace(config.plan)
         """The config's, with a memory of its own."""
         self.order: Order = Shuffled(len(examples), runtime, "prompts")
@@ -125,7 +142,10 @@ class AnswerCollector(Collector):
         where a plan has scored them again."""
         group, limits, keep = self.config.group, self.config.limits, policy.config.reuse_prefill
         if self.plan is None:
-            held = converse(policy, self.encode, chosen, group, limits, self.tool, generator, keep)
+            first = None
+            if self.session is not None:
+                first = self.session.draw(policy, self.encode, chosen, group, limits.max_new_tokens, generator)
+            held = converse(policy, self.encode, chosen, group, limits, self.tool, generator, keep, first)
             return held, held.alive, None
         wanted = Wanted(self.encode.many(chosen), group, limits.max_new_tokens, generator, keep)
         rows = self.plan.draw(policy, wanted)
@@ -141,7 +161,8 @@ class AnswerCollector(Collector):
             self.plan.load_state_dict(planned)
 
     def measured(self) -> Mapping[str, float]:
-        return {} if self.plan is None else self.plan.measured()
+        planned = {} if self.plan is None else self.plan.measured()
+        return planned if self.session is None else self.session.figures
 
     def cpu_s(self) -> float:
         return 0.0 if self.tool is None else self.tool.cpu_s()

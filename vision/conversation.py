@@ -65,13 +65,15 @@ def converse(
     tool: Tool | None,
     generator: torch.Generator | None,
     keep_prefill: bool = False,
+    first: Drawn | None = None,
 ) -> Held:
-    """`group` conversations about each example, the most likely ones where `generator` is None."""
+    """`group` conversations about each example, the most likely ones where `generator` is None. Their `first` turn may
+    have been drawn before."""
     prompts = encode.many(examples)
     floor = _Floor([asked(example) for example in examples for _ in range(group)], tool)
     floor.prompts = [prompt for prompt in prompts for _ in range(group)]
     rows = list(range(len(floor.about)))
-    drawn = [draw(policy, prompts, group, limits.max_new_tokens, generator, keep_prefill)]
+    drawn = [first or draw(policy, prompts, group, limits.max_new_tokens, generator, keep_prefill)]
     turns = [rows]
     floor.take(policy, rows, drawn[0])
     dialogue = Dialogue(encode.processor, limits.max_prompt_tokens)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import batched
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
@@ -103,16 +104,26 @@ class Encoder:
                 said.append(str(error))
         return said
 
+    def said(self, example: Example) -> tuple[tuple[Image, ...], str]:
+        """The pictures and the text of what the user says, in this order.
+
+        Raises:
+            RefusedExample: its pictures cannot be read.
+        """
+        try:
+            pictures = tuple(example.pictures())
+        except ValueError as error:
+            raise RefusedExample(f"{example.id}: {error}") from error
+        return pictures, self.style.text(asked(example), self.labels)
+
     def _process(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         conversations = []
         for example in examples:
             if not example.answer:
                 raise RefusedExample(f"{example.id}: the answer is empty")
-            try:
-                content: list[dict[str, object]] = [{"type": "image", "image": p} for p in example.pictures()]
-            except ValueError as error:
-                raise RefusedExample(f"{example.id}: {error}") from error
-            content.append({"type": "text", "text": self.style.text(asked(example), self.labels)})
+            pictures, text = self.said(example)
+            content: list[dict[str, object]] = [{"type": "image", "image": picture} for picture in pictures]
+            content.append({"type": "text", "text": text})
             conversations.append([{"role": "user", "content": content}])
         try:
             encoded = self.processor.apply_chat_template(

@@ -113,6 +113,8 @@ class Experiment(TrainingKeys):
                 "policy.reuse_prefill is true and train.ahead is set: the policy that is updated is another than the "
                 "one that ran the prompts; set reuse_prefill to false"
             )
+        if self.rollout.server is not None:
+            self._check_server()
         if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):
             raise ValueError(
                 f"synthetic is set with rollout.turns {self.rollout.turns} and policy.critic {self.policy.critic}: "
@@ -152,6 +154,24 @@ class Experiment(TrainingKeys):
                 "and resample to 0"
             )
 
+    def _check_server(self) -> None:
+        if not self.train.update.rescore:
+            raise ValueError(
+                "rollout.server is set and train.update.rescore is false: its log-probs are not quite the trainer's, "
+                "and the ratio needs these; set rescore to true (in reduced precision that costs nothing more), and "
+                "take mmrl.selectors.TruncatedImportance or IcePop against the rest of the difference"
+            )
+        wrong = {
+            "policy.critic": self.policy.critic is not None,
+            "policy.reuse_prefill": self.policy.reuse_prefill,
+            "synthetic": self.synthetic is not None,
+        }
+        if given := [name for name, is_set in wrong.items() if is_set]:
+            raise ValueError(
+                f"rollout.server and {given[0]} are set: a server tells neither values nor activations, and knows no "
+                f"made pictures; take {given[0]} out, or set server to null"
+            )
+
     @property
     def base_policy(self) -> str:
         return self.policy.model
@@ -172,6 +192,8 @@ class Experiment(TrainingKeys):
         if self.synthetic is not None:
             collector = evolving = EvolvingCollector(answers, self.synthetic)
             evaluator = replace(evaluator, made=lambda: list(evolving.wall))
+        if self.rollout.server is not None:
+            self.rollout.server.check(policy)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         return Parts(policy, collector, evaluator, self.algorithm, reference)
 

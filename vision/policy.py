@@ -96,6 +96,8 @@ class VisionPolicy(Policy):
         self.register_buffer("banned", _vision_token_mask(model, processor), persistent=False)
         self.mrope = any(callable(getattr(type(m), "get_rope_index", None)) for m in model.modules())
         self.sharing = config.shared_prefix == "auto"
+        self.changes = 0
+        """Times that an optimiser wrote the weights: what was made of older ones has another number."""
         self._kept: tuple[tuple[str, ...], tuple[int, ...], Prefilled] | None = None
         frozen_tower = not any(p.requires_grad for p in self.vision_parameters())
         self.features = (
@@ -230,6 +232,7 @@ class VisionPolicy(Policy):
         return prefilled.for_rows(places[transitions.prompt_index])
 
     def weights_changed(self) -> None:
+        self.changes += 1
         self._kept = None  # fused optimisers write weights without telling `_version`
 
     def _versions(self) -> tuple[int, ...]:
@@ -260,20 +263,24 @@ class VisionPolicy(Policy):
             self.model = self.model.merge_and_unload()
         if dtype is not None:
             self.model.to(vars(torch)[dtype])
-        self._save_model(folder)
+        self._save_all(folder)
         return isinstance(self.model, PeftModel)
 
     def save_pretrained(self, folder: Path) -> None:
         """The model, or only its adapter, with the processor; a critic beside it."""
-        self._save_model(folder)
+        self._save_all(folder)
         if self.critic is not None:
             save_model(self.critic, str(folder / HEADS))
 
-    def _save_model(self, folder: Path) -> None:
+    def save_model(self, folder: Path) -> None:
+        """The model, or only its adapter, without the processor."""
         if isinstance(self.model, PeftModel):
             self.model.save_pretrained(folder, selected_adapters=["default"])
         else:
             self.model.save_pretrained(folder)
+
+    def _save_all(self, folder: Path) -> None:
+        self.save_model(folder)
         self.processor.save_pretrained(folder)
 
     def load_weights(self, folder: Path) -> None:

@@ -16,9 +16,10 @@ import torch
 
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import Compares, RewardError
+from rewards.messages import data_url
 from rewards.pictures.base import find_path, groups_of, need_package, picture_of, scores_of
 from rewards.pictures.judge_answers import ABSOLUTE, ALL_LIES, RANK, WARNING, parse_ranking, parse_score
-from rewards.pictures.judge_client import Endpoint, run_all
+from rewards.pictures.judge_client import Endpoint
 from rewards.pictures.judge_endpoint import endpoint_of
 from rewards.pictures.judge_ledger import Cache, Tally
 from rewards.pictures.judge_questions import (
@@ -26,10 +27,10 @@ from rewards.pictures.judge_questions import (
     Bodies,
     Question,
     content_of,
-    data_url,
     picture_files,
     reference_urls,
 )
+from rewards.transport import run_all
 
 if TYPE_CHECKING:
     import httpx

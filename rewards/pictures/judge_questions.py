@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from rewards.messages import data_url, picture_part, text_part
 from rewards.pictures.base import find_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -35,23 +34,15 @@ def reference_urls(folder: str, max_side: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def data_url(picture: Image.Image, max_side: int) -> str:
-    """A picture in RGB as PNG, shrunk if a side is above `max_side`: lossless, since artefacts are to be judged."""
-    if max(picture.size) > max_side:
-        picture = picture.copy()
-        picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def content_of(prompt: str | None, shown: Sequence[str], labels: Sequence[str], references: Sequence[str]) -> Content:
     """What the user says: the references, the prompt and the labelled pictures."""
-    parts: Content = [_text(f"{len(references)} reference pictures:"), *map(_picture, references)] if references else []
+    parts: Content = (
+        [text_part(f"{len(references)} reference pictures:"), *map(picture_part, references)] if references else []
+    )
     if prompt is not None:
-        parts.append(_text(f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"))
+        parts.append(text_part(f"Prompt: {json.dumps(prompt, ensure_ascii=False)}"))
     for label, url in zip(labels, shown, strict=True):
-        parts += [_text(label), _picture(url)]
+        parts += [text_part(label), picture_part(url)]
     return parts
 
 
@@ -74,11 +65,3 @@ class Question:
             "temperature": temperature,
             "max_tokens": max_tokens,
         }
-
-
-def _text(text: str) -> dict[str, object]:
-    return {"type": "text", "text": text}
-
-
-def _picture(url: str) -> dict[str, object]:
-    return {"type": "image_url", "image_url": {"url": url}}

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from rewards.messages import data_url
 from rewards.pictures.base import need_package
-from rewards.pictures.judge_client import Endpoint, run_all
+from rewards.pictures.judge_client import Endpoint
 from rewards.pictures.judge_endpoint import endpoint_of
 from rewards.pictures.judge_ledger import Cache, Tally
-from rewards.pictures.judge_questions import Question, content_of, data_url
+from rewards.pictures.judge_questions import Question, content_of
 from rewards.render.alike import Picture
 from rewards.render.differ import Differ
+from rewards.transport import run_all
 
 REQUEST = (
     "The first picture is to be reproduced by a program, and the second is what the program drew. Say what has to "
