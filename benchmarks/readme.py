@@ -565,6 +565,7 @@ def main() -> None:
         ("reward_push", "rewards", reward_tables.push),
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
+        ("judge_rl", "judge_rl", reward_tables.judge_rl),
         ("reward_head", "rewards", reward_tables.head),
     )
     pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts")

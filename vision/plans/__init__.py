@@ -4,6 +4,7 @@ from vision.plans.aepo import AEPO
 from vision.plans.base import Plan
 from vision.plans.cure import CURE
 from vision.plans.spear import SPEAR
+from vision.plans.swapped import Swapped
 from vision.plans.ulorl import UloRL
 
-__all__ = ["AEPO", "CURE", "SPEAR", "Plan", "UloRL"]
+__all__ = ["AEPO", "CURE", "SPEAR", "Plan", "Swapped", "UloRL"]
