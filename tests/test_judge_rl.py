@@ -22,6 +22,7 @@ from rewards.swapped import ShownFirst, SwapAgreement
 from vision.data import BothOrders, Digits, JudgedDigits
 from vision.data.digits import NAMES
 from vision.data.judged import WORDS, truth
+from vision.evaluation import with_other_pictures
 from vision.judge import TrainedJudge
 from vision.plans import Swapped
 from vision.policy import PolicyConfig
@@ -71,6 +72,8 @@ def test_nothing_stands_in_two_parts_and_the_pool_has_both_orders_beside_each_ot
     half = len(split.evaluation) // 2
     pairs = [example.columns["pair"] for example in split.evaluation]
     assert pairs[:half] == pairs[half:] and len(set(pairs)) == half
+    for one, other in zip(split.evaluation, with_other_pictures(split.evaluation), strict=True):
+        assert one.images[0].tobytes() != other.images[0].tobytes()  # the control does not show the same picture again
     with pytest.raises(ValueError, match="does not ask each pair twice in a row"):
         BothOrders().split(Digits())
     with pytest.raises(ValueError, match="leaves nothing for RL of 1797 clusters"):

@@ -90,7 +90,7 @@ class BothOrders(Protocol):
     """For sources that ask each pair in both orders under one `pair`: no `cluster`, and so no picture, stands in two
     parts. `evaluation`, `dev` and `pool` count clusters, and so do the `clusters` of demonstrations. In the pool 2k and
     2k + 1 are one pair, as `vision.plans.Swapped` needs it; what is held out has every pair in one order, then every
-    pair in the other, so that the control with another's picture does not show the same two."""
+    pair in the other, and no picture twice in a row, so that the control with the next one's picture shows another."""
 
     shots: int = 0
     clusters: int = 100
@@ -115,11 +115,20 @@ class BothOrders(Protocol):
         firsts = shuffled([members[0] for members in found.values()], self.seed)
         order = [found[first.columns["cluster"]] for first in firsts]
         cuts = np.cumsum([0, self.evaluation, self.dev, self.clusters]).tolist()
-        evaluation, dev, shown = ([e for c in order[a:b] for e in c] for a, b in pairwise(cuts))
+        evaluation, dev, shown = (order[a:b] for a, b in pairwise(cuts))
         pool = [example for members in order[cuts[-1] :][: self.pool] for example in members]
         if not pool:
             raise ValueError(
                 f"data.protocol leaves nothing for RL of {len(order)} clusters: lower evaluation, dev or clusters"
             )
         labels = tuple(sorted({example.answer for example in examples}))
-        return Split(shown, pool, dev[::2] + dev[1::2], evaluation[::2] + evaluation[1::2], labels)
+        demonstrations = [example for members in shown for example in members]
+        return Split(demonstrations, pool, _apart(dev), _apart(evaluation), labels)
+
+
+def _apart(clusters: Sequence[Sequence[Example]]) -> list[Example]:
+    """The examples of some clusters, the first orders of all pairs before the second ones, and of each order the first
+    pair of every cluster before the next: who takes the picture of the next one takes another picture."""
+    most = max((len(members) for members in clusters), default=0)
+    places = [place for order in (0, 1) for place in range(order, most, 2)]
+    return [members[place] for place in places for members in clusters if place < len(members)]
