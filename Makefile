@@ -48,6 +48,7 @@ assets: setup vulkan
 	$(BIN)/mmrl warmup vision/warmup_digits
 	$(BIN)/mmrl warmup vision/warmup_charts
 	$(BIN)/mmrl warmup vision/warmup_mixture
+	$(BIN)/mmrl warmup vision/warmup_judge
 	$(BIN)/mmrl warmup diffusion/warmup_clip_a
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet
@@ -78,6 +79,7 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.parts cost
 	$(BIN)/python -m benchmarks.rewards
+	$(BIN)/python -m benchmarks.judge_rl
 	$(BIN)/python -m benchmarks.readme
 
 clean:

@@ -598,6 +598,7 @@ def main() -> None:
         ("reward_push", "rewards", reward_tables.push),
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
+        ("judge_rl", "judge_rl", reward_tables.judge_rl),
         ("reward_head", "rewards", reward_tables.head),
         ("ahead_equal", "scale", ahead_tables.equal),
         ("overlap", "scale", ahead_tables.overlap),

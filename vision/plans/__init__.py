@@ -6,6 +6,7 @@ from vision.plans.cure import CURE
 from vision.plans.hard_phases import HardPhases
 from vision.plans.refined import Refined
 from vision.plans.spear import SPEAR
+from vision.plans.swapped import Swapped
 from vision.plans.ulorl import UloRL
 
-__all__ = ["AEPO", "CURE", "SPEAR", "HardPhases", "Plan", "Refined", "UloRL"]
+__all__ = ["AEPO", "CURE", "SPEAR", "HardPhases", "Plan", "Refined", "Swapped", "UloRL"]
