@@ -81,9 +81,11 @@ def test_nothing_stands_in_two_parts_and_the_pool_has_both_orders_beside_each_ot
 
 
 def test_a_plan_asks_pairs_in_both_orders() -> None:
-    assert Swapped().take([4, 9, 1, 2]) == [4, 5, 9, 8]
+    assert Swapped().take([4, 9, 1, 2], 10) == [4, 5, 9, 8]
     with pytest.raises(ValueError, match="a process has 3 prompts: give an even number"):
-        Swapped().take([1, 2, 3])
+        Swapped().take([1, 2, 3], 10)
+    with pytest.raises(ValueError, match="there are 9 examples, so that one has no other order"):
+        Swapped().take([8, 1], 9)
 
 
 # ---- what is paid for -------------------------------------------------------------------------------------
