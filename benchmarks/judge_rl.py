@@ -92,7 +92,9 @@ def figures(folders: list[Path]) -> dict[str, object]:
         told[f"{key}_last_third"] = spread([statistics.fmean(last_third(run, name)) for run in runs])
         told[f"{key}_std_last_third"] = spread([statistics.stdev(last_third(run, name)) for run in runs])
     for key, name in (("ratio_max", "update/ratio_max"), ("grad_norm_max", "update/grad_norm")):
-        told[key] = spread([max(line[name] for line in run if math.isfinite(line[name])) for run in runs])
+        # a step in which no group had spread was not taken, and has none of them
+        known = [[line[name] for line in run if math.isfinite(line.get(name, math.nan))] for run in runs]
+        told[key] = spread([max(values) for values in known if values])
     return told
 
 
