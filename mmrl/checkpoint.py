@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from mmrl.ema import Average
+from mmrl.sharding import load_optimizer_state, optimizer_state, to_load, to_save
 from mmrl.types import Policy
 
 
@@ -87,13 +88,23 @@ def save(
     state: State,
     keep: int,
     average: Average | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
-    `average`, policy/ holds that, and trained.pt what training goes on from.
+    `average`, policy/ holds that, and trained.pt what training goes on from. Every rank must come by here with what it
+    has of the weights, and one `writes`: the files are those of one process.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
     """
+    tensors = {"optimizer.pt": optimizer_state(optimizer), "generators.pt": dict(generators)}
+    if average is not None:
+        tensors["trained.pt"] = average.state_dict()
+    with contextlib.nullcontext() if average is None else average.applied(), to_save(policy, writes):
+        return _write(folder, policy, tensors, state, keep) if writes else folder / f"step_{state.step:06d}"
+
+
+def _write(folder: Path, policy: Policy, tensors: Mapping[str, object], state: State, keep: int) -> Path:
     step = state.step
     final = folder / f"step_{step:06d}"
     best = None if state.best_step is None else f"step_{state.best_step:06d}"
@@ -105,12 +116,9 @@ def save(
         for left in folder.glob(".writing_*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         (aside / "policy").mkdir(parents=True)
-        if average is not None:
-            torch.save(average.state_dict(), aside / "trained.pt")
-        with contextlib.nullcontext() if average is None else average.applied():
-            policy.save_pretrained(aside / "policy")
-        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-        torch.save(dict(generators), aside / "generators.pt")
+        policy.save_pretrained(aside / "policy")
+        for name, found in tensors.items():
+            torch.save(found, aside / name)
         write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
         if final.exists():  # a run that was killed between the rename and `latest` comes by here again
             shutil.rmtree(final)
@@ -175,9 +183,10 @@ def load(
 ) -> tuple[State, dict[str, torch.Tensor]]:
     """Put weights and optimiser state back in place; returns the state and the generator states. Without the `average`
     of a run that has one, the policy is that average."""
-    policy.load_weights(found / "policy")
+    with to_load(policy):
+        policy.load_weights(found / "policy")
     if average is not None:
         average.load_state_dict(torch.load(found / "trained.pt", map_location="cpu", weights_only=True))
-    optimizer.load_state_dict(torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
+    load_optimizer_state(optimizer, torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
     generators = torch.load(found / "generators.pt", map_location="cpu", weights_only=True)
     return State(**json.loads((found / "state.json").read_text())), generators

@@ -23,6 +23,7 @@ from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.scoring import completed, reporting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.sharding import to_load, whole
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
 from mmrl.terminal import interruptible
@@ -125,7 +126,7 @@ class Trainer:
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
         rollout = self._collect()
-        with runtime.accelerator.autocast():  # as the policy itself is scored
+        with whole(parts.policy), runtime.accelerator.autocast():  # as the policy itself is scored
             rows = self.train.update.micro_rows
             rollout = completed(rollout, parts.policy, parts.reference, parts.algorithm, rows)
         collected = time.perf_counter()
@@ -168,7 +169,7 @@ class Trainer:
     def _result(self) -> Iterator[None]:
         """Inside, the policy acts with the weights that are the result: their moving average, where there is one."""
         averaged = nullcontext() if self.average is None else self.average.applied()
-        with acting(self.parts.policy), self.runtime.accelerator.autocast(), averaged:
+        with averaged, acting(self.parts.policy), self.runtime.accelerator.autocast():
             yield
 
     def evaluate(self, between: bool = False) -> dict[str, Estimate]:
@@ -184,11 +185,12 @@ class Trainer:
         try:
             own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
-            if self.folder is not None and self.runtime.is_main:
+            if self.folder is not None:
                 target = self.folder.path / "samples" / f"step_{step:06d}"
-                with self._result():
+                with self._result():  # on all ranks, for each has a part of the weights
                     generator, parts = self.runtime.fresh_generator("samples"), self.parts
-                    parts.evaluator.samples(parts.policy, generator, target, self.evaluation.samples)
+                    if self.runtime.is_main:
+                        parts.evaluator.samples(parts.policy, generator, target, self.evaluation.samples)
         except Exception:
             self.state.unevaluated = True
             self._rescue()
@@ -214,9 +216,8 @@ class Trainer:
         self.state.collector, generators = position
         self.state.advantage = self.parts.algorithm.advantage.state_dict()
         self.state.parts = self.parts.algorithm.state_dict()
-        if self.runtime.is_main:
-            target, policy = self.folder.checkpoints, self.parts.policy
-            checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average)
+        target, policy, writes = self.folder.checkpoints, self.parts.policy, self.runtime.is_main
+        checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average, writes)
         self.runtime.wait()
 
     def _restore(self) -> None:
@@ -236,7 +237,8 @@ class Trainer:
     def _return_to_best(self) -> None:
         """Make the best checkpoint the result of the run."""
         if self.folder is not None and self.state.best_step is not None:
-            self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
+            with to_load(self.parts.policy):
+                self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
             self.parts.policy.weights_changed()
             self.state.eval_after = self.state.best_eval
 
