@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import reward_tables
+from benchmarks import reward_tables, scale_tables
 from benchmarks.common import RESULTS, pm
 
 README = Path(__file__).parent.parent / "README.md"
@@ -566,8 +566,10 @@ def main() -> None:
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
         ("reward_head", "rewards", reward_tables.head),
+        ("scale_equal", "scale", scale_tables.equal),
+        ("sizing", "sizing", scale_tables.sizing),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "scale")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:

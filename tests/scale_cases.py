@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -313,16 +313,23 @@ def outcome(key: tuple[str, str], folder: Path, name: str) -> dict[str, object]:
     lonely = Learner(key, folder)
     lonely.step(empty=True)
     return {
-        "kind": str(learner.runtime.accelerator.distributed_type), "sharded": learner.runtime.sharded,
+        "sharded": learner.runtime.accelerator.is_fsdp2,
         "metrics": metrics, "advantages": learner.advantages, "gradients": learner.gradients,
         "weights": learner.now(), "average": [full(value) for value in learner.average.values],
         "empty": lonely.gradients, "share": learner.share(),
     }  # fmt: skip
 
 
+def forget() -> None:
+    """Let accelerate, which remembers precision and engine, be asked for others."""
+    if PartialState._shared_state and PartialState().distributed_type == DistributedType.FSDP:
+        PartialState().distributed_type = DistributedType.MULTI_CPU
+    AcceleratorState._reset_state()
+
+
 def reduced(key: tuple[str, str], folder: Path) -> dict[str, Tensor]:
     """The gradient of one update where compute is bf16."""
-    AcceleratorState._reset_state()  # which remembers a precision
+    forget()
     learner = Learner(key, folder, reduced=True)
     learner.step()
     return learner.gradients[0]
@@ -330,7 +337,7 @@ def reduced(key: tuple[str, str], folder: Path) -> dict[str, Tensor]:
 
 def on_ranks(engine: str) -> None:
     """Use this engine from now on, whichever was launched: one launch is enough for both."""
-    AcceleratorState._reset_state()
+    forget()
     os.environ["ACCELERATE_USE_FSDP"] = str(engine == "fsdp2").lower()
 
 

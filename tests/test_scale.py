@@ -16,6 +16,8 @@ from torch import nn
 from benchmarks.sizing import Memory, Weights, measured, memory, on_meta
 from mmrl import sharding
 from mmrl.checkpoint import latest
+from mmrl.config import load
+from mmrl.runtime import Runtime, RuntimeConfig
 from tests.launching import on_two_processes
 from tests.scale_cases import CASES, ENGINES, REDUCED, apart, differences, named, one_process, reduced
 
@@ -77,7 +79,9 @@ def test_gathered_in_bf16_the_gradient_is_about_that_of_one_process_in_bf16(laun
     rounding = apart(alone, exact)
     assert rounding > 1e-4
     for rank in (0, 1):
-        assert apart(torch.load(launched / f"reduced_{rank}.pt", weights_only=True), alone) < 2 * rounding
+        assert (
+            apart(torch.load(launched / f"reduced_{rank}.pt", weights_only=True), alone) < 4 * rounding
+        )  # its gradients are of bf16 weights
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,14 @@ def test_gathered_in_bf16_the_gradient_is_about_that_of_one_process_in_bf16(laun
 def test_what_cannot_be_had_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         sharding.refuse(FullyShardedDataParallelPlugin(**{"fsdp_version": 2, **options}))
+
+
+def test_prefills_are_not_kept_for_weights_that_are_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load("vision/cls_rl", []).experiment
+    runtime = Runtime(RuntimeConfig(device="cpu"), 0)
+    monkeypatch.setattr(runtime, "sharded", True)
+    with pytest.raises(ValueError, match="policy.reuse_prefill is true, and FSDP2"):
+        experiment.build(runtime)
 
 
 def test_a_policy_that_is_not_sharded_is_left_alone() -> None:

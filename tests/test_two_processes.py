@@ -231,7 +231,7 @@ def test_one_process_goes_on_where_two_stopped(launched: Path, tmp_path: Path) -
         torch.load(run / "checkpoints" / f"step_00000{step}" / "optimizer.pt", weights_only=True)["state"]
         for step in (4, 5)
     )
-    assert {n: float(entry["step"]) for n, entry in before.items()} == dict.fromkeys(range(4), 16.0)
+    assert {n: float(entry["step"]) for n, entry in before.items()} == dict.fromkeys(range(3), 16.0)
     assert all(float(entry["step"]) == 20.0 for entry in after.values())
 
 
