@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ahead_tables, reliability_tables, reward_tables
+from benchmarks import ahead_tables, reliability_tables, reward_tables, scale_tables
 from benchmarks.common import RESULTS, pm, spread
 
 README = Path(__file__).parent.parent / "README.md"
@@ -606,6 +606,8 @@ def main() -> None:
         ("stale_digits", "scale", ahead_tables.digits),
         ("kills", "reliability", reliability_tables.kills),
         ("soak", "reliability", reliability_tables.soak),
+        ("scale_equal", "scale", scale_tables.equal),
+        ("sizing", "sizing", scale_tables.sizing),
     )
     for page in (README, *sorted((README.parent / "docs").glob("*.md"))):
         text = page.read_text()

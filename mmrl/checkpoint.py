@@ -20,6 +20,7 @@ import torch
 
 from mmrl.ema import Average
 from mmrl.seals import admit, check_seal, seal
+from mmrl.sharding import load_optimizer_state, optimizer_state, to_load, to_save
 from mmrl.state import State, read_state
 from mmrl.types import Policy
 
@@ -63,14 +64,26 @@ def save(
     keep: int,
     average: Average | None = None,
     behind: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
     `average`, policy/ holds that, and trained.pt what training goes on from; behind.pt has older versions of the
-    weights by which rollouts are yet to be drawn (`mmrl.ahead`).
+    weights by which rollouts are yet to be drawn (`mmrl.ahead`). Every rank must come by here with what it has of the
+    weights, and one `writes`: the files are those of one process.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
     """
+    tensors: dict[str, object] = {"optimizer.pt": optimizer_state(optimizer), "generators.pt": dict(generators)}
+    if average is not None:
+        tensors["trained.pt"] = average.state_dict()
+    if behind:
+        tensors["behind.pt"] = {version: dict(weights) for version, weights in behind.items()}
+    with contextlib.nullcontext() if average is None else average.applied(), to_save(policy, writes):
+        return _write(folder, policy, tensors, state, keep) if writes else folder / f"step_{state.step:06d}"
+
+
+def _write(folder: Path, policy: Policy, tensors: Mapping[str, object], state: State, keep: int) -> Path:
     step = state.step
     final = folder / f"step_{step:06d}"
     best = None if state.best_step is None else f"step_{state.best_step:06d}"
@@ -81,11 +94,10 @@ def save(
     try:
         for left in (*folder.glob(".writing_*"), *folder.glob(".removing_*")):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        _write_policy(aside, policy, average)
-        torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-        torch.save(dict(generators), aside / "generators.pt")
-        if behind:
-            torch.save({version: dict(weights) for version, weights in behind.items()}, aside / "behind.pt")
+        (aside / "policy").mkdir(parents=True)
+        policy.save_pretrained(aside / "policy")
+        for name, found in tensors.items():
+            torch.save(found, aside / name)
         write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
         seal(aside)
         if final.exists():  # a run that was killed between the rename and `latest` comes by here again
@@ -103,14 +115,6 @@ def save(
     _link_best(folder, best)
     _prune(folder, final.name, keep, best)
     return final
-
-
-def _write_policy(folder: Path, policy: Policy, average: Average | None) -> None:
-    (folder / "policy").mkdir(parents=True)
-    if average is not None:
-        torch.save(average.state_dict(), folder / "trained.pt")
-    with contextlib.nullcontext() if average is None else average.applied():
-        policy.save_pretrained(folder / "policy")
 
 
 def _make_up(final: Path, state: State, best: str | None) -> None:
@@ -186,10 +190,11 @@ def load(
         CheckpointError: it is damaged, or of another model.
     """
     try:
-        policy.load_weights(found / "policy")
+        with to_load(policy):
+            policy.load_weights(found / "policy")
         if average is not None:
             average.load_state_dict(_tensors(found / "trained.pt"))
-        optimizer.load_state_dict(_tensors(found / "optimizer.pt"))
+        load_optimizer_state(optimizer, _tensors(found / "optimizer.pt"))
         return read_state(found), _tensors(found / "generators.pt")
     except Exception as error:  # each library that reads here has its own
         raise _unreadable(found, error) from error

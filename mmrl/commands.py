@@ -106,6 +106,8 @@ def warmup(config: str, overrides: Sequence[str], output: Path | None) -> int:
     """Make a base policy."""
     loaded = load(config, overrides)
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
+    if runtime.sharded:
+        raise ConfigError("mmrl warmup makes small models, and does not shard them: launch it without --use_fsdp")
     section = yaml.safe_load(loaded.resolved).get("warmup") or {}
     target = output or Path(str(section.get("output", "warmup")))
     target.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mmrl.sharding import full, part_of
+
 
 class Average:
     """average <- decay average + (1 - decay) weights, after every optimiser step; early on with the smaller decay
@@ -43,8 +45,9 @@ class Average:
             self._exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights that training goes on from, for a checkpoint whose policy is the average."""
-        found = {f"weight_{number}": parameter.detach() for number, parameter in enumerate(self.parameters)}
+        """A copy of the weights that training goes on from, for a checkpoint whose policy is the average. All ranks
+        must ask."""
+        found = {f"weight_{number}": full(p.detach()).clone() for number, p in enumerate(self.parameters)}
         return {**found, "updates": torch.tensor(self.updates)}
 
     @torch.no_grad()
@@ -53,4 +56,4 @@ class Average:
         self.updates = int(state["updates"])
         for number, (value, parameter) in enumerate(zip(self.values, self.parameters, strict=True)):
             value.copy_(parameter.detach())
-            parameter.copy_(state[f"weight_{number}"])
+            parameter.copy_(part_of(state[f"weight_{number}"], parameter))

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from mmrl import sharding
 from mmrl.ledger import Elsewhere, Ledger, joined, moved
 from mmrl.types import Policy, Rollout
 
@@ -54,7 +55,9 @@ class Runtime:
             bf16 = True
         if config.precision == "float32":
             bf16 = False
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # a reference is a copy of what every rank has read
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if bf16 else "no")
+        self.sharded = sharding.launched(self.accelerator, bf16)
         self.device: torch.device = self.accelerator.device
         self.reduced_precision = bf16
         self.seed = seed
@@ -107,10 +110,11 @@ class Runtime:
         return {key: state for part in gather_object([own]) for key, state in part.items()}
 
     def load_generator_states(self, states: Mapping[str, Tensor]) -> None:
-        """Continue from `generator_states`. A rank that did not exist then starts from its seed."""
+        """Continue from `generator_states`. A rank that did not exist then starts from its seed, but for what is the
+        same on every rank."""
         for key, state in states.items():
             rank, name = key.split("/", 1)
-            if int(rank) != self.rank:
+            if int(rank) != (0 if name.startswith("shared") else self.rank):
                 continue
             if name == "torch":
                 torch.set_rng_state(state)
@@ -120,7 +124,10 @@ class Runtime:
                 generator.set_state(state)
 
     def prepare(self, policy: Policy, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The policy wrapped for data parallelism, and its optimiser."""
+        """The policy wrapped for data parallelism, or sharded in place, and its optimiser."""
+        if self.sharded:
+            sharding.agree(policy)
+            policy.forward = self.accelerator.autocast()(policy.forward)  # type: ignore[method-assign]
         wrapped, prepared = self.accelerator.prepare(policy, optimizer)
         return wrapped, prepared
 
@@ -133,13 +140,15 @@ class Runtime:
         before a step every trained parameter takes part with at least a zero, or DDP would leave its bucket
         unreduced."""
         if last:
+            sharding.gather(policy)
             anchors = [p.flatten()[:1].sum() for p in policy.parameters() if p.requires_grad]
             loss = loss + 0.0 * torch.stack([anchor.to(loss) for anchor in anchors]).sum()
         self.accelerator.backward(loss * self.world)
 
     def clip_gradients(self, policy: nn.Module, max_norm: float) -> float:
         """Norm of the gradient before it is scaled down to at most `max_norm`."""
-        return float(self.accelerator.clip_grad_norm_(policy.parameters(), max_norm))
+        norm = self.accelerator.clip_grad_norm_(policy.parameters(), max_norm)
+        return float(sharding.full(norm))
 
     def gather(self, rollout: Rollout) -> Ledger:
         """The decisions of all ranks; rows stay in rank order."""
@@ -147,6 +156,11 @@ class Runtime:
         if self.world == 1:
             return Ledger(light, (len(rollout),), 0)
         parts: list[Rollout] = gather_object([moved(light, torch.device("cpu"))])
+        if empty := [rank for rank, part in enumerate(parts) if not len(part)]:
+            raise ValueError(
+                f"process {empty[0]} of {self.world} collected no trajectory, and has nothing to meet the gradients of "
+                "the others with: give each at least one group (a trajectory that fails stays, with alive False)"
+            )
         everyone = moved(joined(parts), self.device)
         return Ledger(everyone, tuple(len(part) for part in parts), self.rank)
 
@@ -226,6 +240,6 @@ def evaluating(policy: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def acting(policy: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradient, while a policy acts or is scored."""
-    with evaluating(policy), torch.no_grad():
+    """Eval mode, no gradient and all weights, while a policy acts or is scored. All ranks must come by here."""
+    with evaluating(policy), sharding.whole(policy), torch.no_grad():
         yield

@@ -23,6 +23,7 @@ from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.sharding import to_load
 from mmrl.state import State
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
@@ -164,7 +165,7 @@ class Trainer:
     def _result(self) -> Iterator[None]:
         """Inside, the policy acts with the weights that are the result: their moving average, where there is one."""
         averaged = nullcontext() if self.average is None else self.average.applied()
-        with acting(self.parts.policy), self.runtime.accelerator.autocast(), averaged:
+        with averaged, acting(self.parts.policy), self.runtime.accelerator.autocast():
             yield
 
     def evaluate(self, between: bool = False) -> dict[str, Estimate]:
@@ -181,11 +182,12 @@ class Trainer:
         try:
             own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
-            if self.folder is not None and self.runtime.is_main:
+            if self.folder is not None:
                 target = self.folder.path / "samples" / f"step_{step:06d}"
-                with self._result():
+                with self._result():  # on all ranks, for each has a part of the weights
                     generator, parts = self.runtime.fresh_generator("samples"), self.parts
-                    parts.evaluator.samples(parts.policy, generator, target, self.evaluation.samples)
+                    if self.runtime.is_main:
+                        parts.evaluator.samples(parts.policy, generator, target, self.evaluation.samples)
         except Exception:
             self.state.unevaluated = True
             self._rescue()
@@ -212,10 +214,9 @@ class Trainer:
         self.state.collector = position.collector
         self.state.advantage = self.parts.algorithm.advantage.state_dict()
         self.state.parts = self.parts.algorithm.state_dict()
-        if self.runtime.is_main:
-            target, policy = self.folder.checkpoints, self.parts.policy
-            keep, drawn_from = self.saving.keep, position.generators
-            checkpoint.save(target, policy, self.optimizer, drawn_from, self.state, keep, self.average, position.behind)
+        target, policy, writes = self.folder.checkpoints, self.parts.policy, self.runtime.is_main
+        keep, drawn_from, behind = self.saving.keep, position.generators, position.behind
+        checkpoint.save(target, policy, self.optimizer, drawn_from, self.state, keep, self.average, behind, writes)
         self.runtime.wait()
 
     def _restore(self) -> None:
@@ -237,7 +238,8 @@ class Trainer:
     def _return_to_best(self) -> None:
         """Make the best checkpoint the result of the run."""
         if self.folder is not None and self.state.best_step is not None:
-            self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
+            with to_load(self.parts.policy):
+                self.parts.policy.load_weights(self.folder.checkpoint("best") / "policy")
             self.parts.policy.weights_changed()
             self.state.eval_after = self.state.best_eval
 

@@ -6,10 +6,11 @@ import socket
 import sys
 
 
-def on_two_processes(*arguments: str) -> list[str]:
-    """The command that runs `arguments` twice. Not by `--cpu`, with which accelerate 1.15 starts a single process
-    unless there is an MPI."""
-    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+def on_two_processes(*arguments: str, sharded: bool = False) -> list[str]:
+    """The command that runs `arguments` twice, by DDP or by FSDP2. Not by `--cpu`, with which accelerate 1.15 starts a
+    single process unless there is an MPI."""
+    engine = "--use_fsdp --fsdp_version 2" if sharded else "--multi_gpu"
+    options = f"{engine} --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options.split()]
     return [*launcher, "--main_process_port", str(free_port()), *arguments]
 

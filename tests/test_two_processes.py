@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,12 +138,18 @@ class TwoExperiment(ToyExperiment):
         return super().build(runtime, start)
 
 
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two")
+def launched(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(engine)
     config = toy_config(folder, 4, ("runtime: {device: cpu}", f"results: {folder}"))
     config.write_text(config.read_text().replace("tests.toy.ToyExperiment", "tests.test_two_processes.TwoExperiment"))
-    command = on_two_processes("-m", "mmrl", "train", config.name, "--run", "run")
+    arguments = ("-m", "mmrl", "train", config.name, "train.ema=0.9", "--run", "run")
+    command = on_two_processes(*arguments, sharded=engine == "fsdp2")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr[:3000]
@@ -159,8 +166,9 @@ def alone() -> dict[str, dict[str, object]]:
     return {name: outcome(scenario, None) for name, scenario in SCENARIOS.items()}
 
 
-def test_the_runtime_sees_two_processes(ranks) -> None:
-    assert [rank["world"] for rank in ranks] == [{"world": 2, "kind": "DistributedType.MULTI_CPU"}] * 2
+def test_the_runtime_sees_two_processes(engine, ranks) -> None:
+    kind = {"ddp": "DistributedType.MULTI_CPU", "fsdp2": "DistributedType.FSDP"}[engine]
+    assert [rank["world"] for rank in ranks] == [{"world": 2, "kind": kind}] * 2
 
 
 def test_ranks_are_as_uneven_as_meant() -> None:
@@ -209,6 +217,32 @@ def test_a_run_of_two_processes(launched: Path) -> None:
     assert {"0/collect", "1/collect", "0/torch", "1/torch"} <= generators.keys()
     assert not torch.equal(generators["0/collect"], generators["1/collect"])
     assert torch.equal(generators["0/shared_minibatches"], generators["1/shared_minibatches"])
+
+
+def test_one_process_goes_on_where_two_stopped(launched: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(launched / "run", tmp_path / "run")
+    more = ["train.ema=0.9", "train.steps=5"]
+    assert commands.train(str(launched / "toy.yaml"), more, run, resume=True) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "update/loss" in line][-1]
+    assert last["step"] == 5
+    assert last["parity/logprob_diff_max"] <= 1e-5
+    before, after = (
+        torch.load(run / "checkpoints" / f"step_00000{step}" / "optimizer.pt", weights_only=True)["state"]
+        for step in (4, 5)
+    )
+    assert {n: float(entry["step"]) for n, entry in before.items()} == dict.fromkeys(range(3), 16.0)
+    assert all(float(entry["step"]) == 20.0 for entry in after.values())
+
+
+def test_a_process_without_a_trajectory_is_refused_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(RuntimeConfig(device="cpu"), 0)
+    rollout = prepared(toy())
+    nothing = rows_of(rollout, torch.arange(0))
+    monkeypatch.setattr(runtime, "world", 2)
+    monkeypatch.setattr("mmrl.runtime.gather_object", lambda own: [rollout, nothing])
+    with pytest.raises(ValueError, match="process 1 of 2 collected no trajectory"):
+        runtime.gather(rollout)
 
 
 def test_a_later_rank_does_not_refuse_the_folder_that_the_first_has_just_made(

@@ -41,6 +41,7 @@ from mmrl.runtime import Runtime, RuntimeConfig, acting
 from mmrl.scoring import decisions, score
 from mmrl.selectors import DropDecidedGroups, DropTruncated
 from mmrl.shapers import KLInReward
+from mmrl.sharding import full
 from mmrl.surrogates import CISPO, GSPO, PPOClip, Reinforce
 from mmrl.testing import ContractError, check_collector, check_policy
 from mmrl.trainer import Parts, TrainConfig, Trainer
@@ -89,7 +90,7 @@ class Recorder(torch.optim.Optimizer):
     def step(self, closure: object = None) -> None:
         parameters = self.param_groups[0]["params"]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        self.seen.append(torch.cat([grad.flatten() for grad in grads]).clone())
+        self.seen.append(torch.cat([full(grad).flatten() for grad in grads]).clone())
         with torch.no_grad():
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter -= self.param_groups[0]["lr"] * grad

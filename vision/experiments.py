@@ -177,6 +177,11 @@ class Experiment(TrainingKeys):
         return self.policy.model
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
+        if runtime.sharded and self.policy.reuse_prefill:
+            raise ValueError(
+                "policy.reuse_prefill is true, and FSDP2 takes the weights away that the prompts were run with: set it "
+                "to false, or launch with DDP"
+            )
         reward = WeightedSum(self.rewards)
         split = self.data.split
         policy = self.load_policy(runtime, start)

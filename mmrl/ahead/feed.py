@@ -18,6 +18,7 @@ from mmrl.ahead.weights import Weights
 from mmrl.parts import Parts
 from mmrl.runtime import Runtime
 from mmrl.scoring import referred
+from mmrl.sharding import whole
 from mmrl.types import Rollout
 
 
@@ -107,5 +108,5 @@ class OnDemand(Feed):
 
 def with_reference(rollout: Rollout, parts: Parts, micro_rows: int, runtime: Runtime) -> Rollout:
     """`rollout` with log-probs of the reference, where the algorithm wants them."""
-    with runtime.accelerator.autocast():  # as the policy itself is scored
+    with whole(parts.policy), runtime.accelerator.autocast():  # as the policy itself is scored
         return referred(rollout, parts.reference, parts.algorithm, micro_rows)

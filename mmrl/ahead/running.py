@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ import torch
 from mmrl.ahead.config import Ahead
 from mmrl.ahead.feed import Feed, Position, with_reference
 from mmrl.ahead.source import Place, Source
-from mmrl.ahead.stream import Sample, SampleStream
+from mmrl.ahead.stream import SampleStream
 from mmrl.ahead.weights import WeightStore, trained
 from mmrl.parts import Parts
 from mmrl.resampling import together
@@ -37,9 +36,7 @@ class Running(Feed):
     ) -> None:  # fmt: skip
         self.parts, self.sources, self.store, self.config = parts, sources, store, config
         self.steps, self.micro_rows, self.runtime = steps, micro_rows, runtime
-        self.refers = parts.algorithm.needs_reference and parts.reference is not None
-        reads = {"update": ("ref_logprobs",), "reference": ()} if self.refers else {"update": ()}
-        self.stream = SampleStream(reads, len(sources))
+        self.stream = SampleStream({"update": ()}, len(sources))
         self._places: dict[tuple[int, int], Place] = {}
         self._lock = threading.Lock()
         self._next, self._version = 0, -1
@@ -55,6 +52,8 @@ class Running(Feed):
         if samples is None:
             raise RuntimeError("rollouts are no longer drawn: this feed was closed")
         rollout = together([sample.rollout for sample in samples])
+        # here and not in a thread: a reference may be the policy itself with another adapter for the time being
+        rollout = with_reference(rollout, self.parts, self.micro_rows, self.runtime)
         ages = torch.cat([torch.full((len(s.rollout),), step - s.version) for s in samples])
         self._measured = {
             **together_measured([sample.measured for sample in samples]),
@@ -115,8 +114,6 @@ class Running(Feed):
             return
         self.updated(step)
         jobs: list[Callable[[], None]] = [partial(self._draw, place, step) for place in range(len(self.sources))]
-        if self.refers:
-            jobs.append(partial(self._refer, step))
         threads = torch.get_num_threads()
 
         def run(job: Callable[[], None]) -> None:
@@ -142,24 +139,3 @@ class Running(Feed):
                 self.stream.fail(number, error)
                 return
             self.stream.put(sample)
-
-    def _refer(self, first: int) -> None:
-        """Log-probs of the reference for rollout after rollout."""
-        for number in itertools.count(first):
-            try:
-                samples = self.stream.take("reference", number)
-            except BaseException:  # which the trainer gets too
-                return
-            if samples is None:
-                return
-            try:
-                for sample in samples:
-                    self._fill(sample)
-            except BaseException as error:
-                self.stream.fail(number, error)
-                return
-
-    def _fill(self, sample: Sample) -> None:
-        rollout = with_reference(sample.rollout, self.parts, self.micro_rows, self.runtime)
-        assert rollout.ref_logprobs is not None
-        self.stream.fill(sample.key, {"ref_logprobs": rollout.ref_logprobs})

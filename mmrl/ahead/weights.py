@@ -17,13 +17,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from mmrl.sharding import full
+
 Weights = Mapping[str, Tensor]
 """The trained parameters by name; frozen ones are everywhere already."""
 
 
 def trained(policy: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trained parameters."""
-    return {name: p.detach().clone() for name, p in policy.named_parameters() if p.requires_grad}
+    """A copy of the trained parameters, whole where ranks have parts of them; then all ranks must ask."""
+    return {name: full(p.detach()).clone() for name, p in policy.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
