@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,6 +37,7 @@ from mmrl.settings import TrainConfig
 from mmrl.surrogates import AIPO, Reinforce
 from mmrl.trainer import Trainer
 from mmrl.types import Batch, Collector, Policy, Rollout, Transitions
+from tests.launching import on_two_processes
 
 ROOT = Path("runs/benchmark_ahead")
 RECIPE = "vision/cls_rl"
@@ -183,6 +186,11 @@ def figures_of(recipe: str, words: list[str], folder: Path) -> list[dict[str, fl
     """Every metric of a run, without times."""
     if status := mmrl(["train", recipe, *SHORT, *words, "--run", str(folder)]):
         raise SystemExit(status)
+    return logged(folder)
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "ahead/"))} for line in lines]
 
@@ -202,6 +210,39 @@ def equal() -> dict[str, object]:
                 row[name] = {"metrics": len(pairs), "differ": sum(a != b for a, b in pairs)}
             told[domain] = row
             print(domain, row)
+    return told
+
+
+RANKS = {
+    "DDP": ([], False), "DDP, staleness 0": (["train.ahead={staleness: 0}"], False),
+    "FSDP2, staleness 0": (["train.ahead={staleness: 0}"], True),
+    "DDP, one step off": (["train.ahead={staleness: 1}"], False),
+    "FSDP2, one step off": (["train.ahead={staleness: 1}"], True),
+}  # fmt: skip
+BESIDE = {
+    "DDP, staleness 0": "DDP", "FSDP2, staleness 0": "DDP", "FSDP2, one step off": "DDP, one step off",
+}  # fmt: skip
+
+
+def on_ranks() -> dict[str, float]:
+    """Largest difference of a metric (those of parity left out) between two gloo ranks that collect ahead in threads
+    and two that do not, or do so under the other engine."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+    found: dict[str, list[dict[str, float]]] = {}
+    recipe, small = DOMAINS["vision"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (words, sharded) in RANKS.items():
+            run = Path(folder) / name.replace(" ", "_")
+            asked = ["train", recipe, *SHORT, *small, *words, "runtime.device=cpu", "--run", str(run)]
+            subprocess.run(on_two_processes("-m", "mmrl", *asked, sharded=sharded), env=environment, check=True)
+            found[name] = logged(run)
+    told = {}
+    for name, other in BESIDE.items():
+        pairs = zip(found[name], found[other], strict=True)
+        told[f"{name} | {other}"] = max(
+            abs(a[k] - b[k]) for a, b in pairs for k in a if k in b and not k.startswith("parity/")
+        )
+    print(told)
     return told
 
 
@@ -284,6 +325,7 @@ def main() -> None:
         digits(ROOT)
     elif what == "equal":
         write_section("scale", "ahead_equal", equal())
+        write_section("scale", "ahead_ranks", on_ranks())
     else:
         write_section("scale", "overlap", overlap(ROOT))
 

@@ -17,7 +17,11 @@ def equal(found: dict) -> str:
     for domain, row in told.items():
         cells = [f"{row[name]['differ']} of {row[name]['metrics']} differ" for name in names]
         rows.append(f"| {domain} | {' | '.join(cells)} |")
-    return "\n".join([*rows, "", "Metrics of three steps and two evaluations (`python -m benchmarks.ahead equal`)."])
+    text = ["Metrics of three steps and two evaluations (`python -m benchmarks.ahead equal`)."]
+    if ranks := found.get("ahead_ranks"):
+        pairs = [f"{name.replace(' | ', ' beside ')} {apart:.0e}" for name, apart in ranks.items()]
+        text.append(f"On two gloo ranks, vision, largest difference of a metric: {'; '.join(pairs)}.")
+    return "\n".join([*rows, "", " ".join(text)])
 
 
 def overlap(found: dict) -> str:
