@@ -122,7 +122,13 @@ def language(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, voca
 def of_tokens(model: nn.Module, tokens: int) -> Measured:
     """One sequence, with logits of every token."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    return measured(model, lambda: model(input_ids=ids, use_cache=False).logits)
+    seen = whom(tokens)
+    return measured(model, lambda: model(input_ids=ids, attention_mask=seen, use_cache=False).logits)
+
+
+def whom(tokens: int) -> torch.Tensor:
+    """Which tokens (1, 1, T, T) a token sees; given, so that transformers does not look at numbers to find out."""
+    return torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")
 
 
 def unet() -> Measured:
@@ -164,7 +170,8 @@ def gemma(hidden: int, ffn: int, tokens: int, vocabulary: int) -> Measured:
     )  # fmt: skip
     model = on_meta(lambda: GemmaModel._from_config(config, attn_implementation="sdpa"))
     given = torch.zeros(1, tokens, hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    return measured(model, lambda: model(inputs_embeds=given, use_cache=False).last_hidden_state)
+    seen = whom(tokens)
+    return measured(model, lambda: model(inputs_embeds=given, attention_mask=seen, use_cache=False).last_hidden_state)
 
 
 @dataclass(frozen=True)
