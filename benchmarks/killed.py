@@ -18,6 +18,8 @@ from benchmarks.small_runs import CASES, ROOT, Case, JudgeProcess, below, ended,
 UNLIKE = ("time/", "synthetic/restarts", "synthetic/queue")
 """Metrics that say how long something took, or how often a worker was started again."""
 SEED = 0
+AWAY = "no judge answers"
+"""What a start says while the judge is away."""
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Found:
     resumes: int = 0
     runs: int = 0
     failed: list[str] = field(default_factory=list)
+    turned_away: int = 0
     metrics: int = 0
     differing: set[str] = field(default_factory=set)
     largest: float = 0.0
@@ -42,7 +45,7 @@ class Found:
         """As JSON."""
         return {
             "kills": dict(self.kills), "resumes": self.resumes, "runs": self.runs, "failed": self.failed,
-            "metrics_compared": self.metrics, "metrics_that_differ": sorted(self.differing),
+            "turned_away": self.turned_away, "metrics_compared": self.metrics, "metrics_that_differ": sorted(self.differing),
             "largest_difference": self.largest, "tensors_compared": self.tensors,
             "tensors_that_differ": self.tensors_differing, "checkpoints_read": self.checked,
             "unreadable": self.unreadable, "processes_left": self.left,
@@ -88,11 +91,13 @@ class Campaign:
             while status is None:
                 status = self.strike(run) if self.kinds else wait(self.process)
             self.tidy(run)
+            if self.judge is not None and status == 2 and AWAY in last_line(run):
+                self.found.turned_away += 1  # as it should be: said before anything is spent, and tried again
+                status = -signal.SIGKILL
         if self.found.kills.total() == before:  # the machine is less busy than it was: kills must come sooner
             self.seconds = min(self.seconds, time.monotonic() - began)
         if status != 0:
-            said = run.with_suffix(".txt").read_text().splitlines()
-            self.found.failed.append(f"{run.name}: status {status}: {said[-1] if said else ''}")
+            self.found.failed.append(f"{run.name}: status {status}: {last_line(run)}")
         else:
             self.compare(run, whole)
         print(f"{run.name}: status {status}, so far {self.found.told()}", flush=True)
@@ -183,6 +188,12 @@ class Campaign:
         self.found.tensors += len(wanted)
         self.found.tensors_differing += sum(name not in found or not found[name].equal(t) for name, t in wanted.items())
         self.found.tensors_differing += len(found.keys() - wanted.keys())
+
+
+def last_line(run: Path) -> str:
+    """The last thing that a run said."""
+    said = run.with_suffix(".txt").read_text().splitlines()
+    return said[-1] if said else ""
 
 
 def lines(run: Path) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ def kills(found: dict) -> str:
         "| tensors compared | differ | checkpoints read | unreadable | processes left |",
         "|---|" + "---|" * 11,
     ]
-    failed, asked = [], []
+    failed, asked, turned_away = [], [], 0
     for domain, about in found.get("kills", {}).items():
         total = 0
         for name, f in about["recipes"].items():
@@ -25,9 +25,12 @@ def kills(found: dict) -> str:
             ]  # fmt: skip
             rows.append(f"| {' | '.join(map(str, cells))} |")
             failed += [f"{name}, {each}" for each in f["failed"]]
+            turned_away += f.get("turned_away", 0)
         if total < about.get("asked", total):
             asked.append(f"{domain}: {total} of {about['asked']} kills so far")
     text = "Kills at random moments of a fixed seed until a run finishes (`python -m benchmarks.reliability kills`)."
+    if turned_away:
+        text += f" {turned_away} starts were refused since the judge was away just then, and made again."
     if failed:
         text += f" Runs that ended by an error: {'; '.join(failed)}."
     missing = [*asked, *(domain for domain in ("vision", "diffusion", "vla") if domain not in found.get("kills", {}))]
