@@ -45,7 +45,8 @@ class Found:
         """As JSON."""
         return {
             "kills": dict(self.kills), "resumes": self.resumes, "runs": self.runs, "failed": self.failed,
-            "turned_away": self.turned_away, "metrics_compared": self.metrics, "metrics_that_differ": sorted(self.differing),
+            "turned_away": self.turned_away, "metrics_compared": self.metrics,
+            "metrics_that_differ": sorted(self.differing),
             "largest_difference": self.largest, "tensors_compared": self.tensors,
             "tensors_that_differ": self.tensors_differing, "checkpoints_read": self.checked,
             "unreadable": self.unreadable, "processes_left": self.left,
