@@ -30,7 +30,9 @@ class Journal:
     ) -> None:
         self.runtime = runtime
         on_disk = folder is not None and runtime.is_main
-        self.writer = MetricWriter(folder.path, config.wandb_project, state.step) if on_disk and folder else None
+        # what was evaluated before the first step is kept with a checkpoint of step 0 too, and made anew without any
+        known = state.step if state.eval_before else None
+        self.writer = MetricWriter(folder.path, config.wandb_project, known) if on_disk and folder else None
         off = not (config.progress and runtime.is_main)
         self.bar = tqdm(total=steps, initial=state.step, disable=off, unit="step", bar_format=BAR)
         self.shown = ""

@@ -136,7 +136,7 @@ class MetricWriter:
         ModuleNotFoundError: `wandb_project` is given and wandb is not installed.
     """
 
-    def __init__(self, folder: Path, wandb_project: str | None = None, resume_step: int = 0) -> None:
+    def __init__(self, folder: Path, wandb_project: str | None = None, resume_step: int | None = None) -> None:
         self._path = folder / "metrics.jsonl"
         kept = _lines_up_to(self._path, resume_step)
         for stale in folder.glob("events.*"):
@@ -169,9 +169,9 @@ class MetricWriter:
             self._wandb.finish()
 
 
-def _lines_up_to(path: Path, step: int) -> list[dict[str, float]]:
+def _lines_up_to(path: Path, step: int | None) -> list[dict[str, float]]:
     """Whole lines of a metrics file up to `step`; a line cut by a kill, or damaged, is dropped."""
-    if not path.exists() or step == 0:
+    if not path.exists() or step is None:
         return []
     lines = []
     for text in path.read_bytes().splitlines():

@@ -262,3 +262,17 @@ def test_what_an_advantage_remembers_survives_a_stop(tmp_path, monkeypatch):
     assert all(torch.equal(one[name], two[name]) for name in one)
     state = json.loads((tmp_path / "halved" / "checkpoints" / "step_000006" / "state.json").read_text())
     assert sum(len(rewards) for rewards in state["advantage"].values()) > 20
+
+
+def test_a_run_resumed_from_before_its_first_step_keeps_what_was_evaluated_then(tmp_path, monkeypatch):
+    """Where the best checkpoint is kept there is one of step 0, and an evaluation that is not made again."""
+    monkeypatch.setattr(commands, "write_report", lambda runs: "not drawn")
+    config, run = toy_config(tmp_path, 0, ["save: {every: 2, best: accuracy}"]), tmp_path / "run"
+    config.write_text(config.read_text().replace("save: {every: 2}\n", ""))
+    assert main(["train", str(config), "--run", str(run)]) == 0
+    assert (run / "checkpoints" / "step_000000").is_dir()
+    before = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert main(["train", "--run", str(run), "--resume", "train.steps=2"]) == 0
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in after if line["step"] == 0] == before
+    assert any("eval/accuracy" in line for line in before)
