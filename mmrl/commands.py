@@ -54,8 +54,9 @@ def train(
         run.create(loaded.resolved, loaded.folder, fork)
     runtime.wait()
     trainer = Trainer(
-        parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging, experiment.stop
-    )
+        parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging,
+        experiment.stop, overrides if resume else (),
+    )  # fmt: skip
     with run.in_use() if runtime.is_main else nullcontext():
         summary = trainer.fit(resume)
         if not runtime.is_main:

@@ -107,6 +107,17 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
     return metrics
 
 
+def with_measured(metrics: Mapping[str, float], measured: Mapping[str, float], runtime: Runtime) -> dict[str, float]:
+    """`metrics` of all ranks with what this rank's collector has `measured`: of a parity the largest of all, of
+    everything else the mean over ranks, so that all of them decide alike."""
+    largest = {name: value for name, value in measured.items() if name.startswith("parity/")}
+    means = runtime.sum_over_ranks({n: value for n, value in measured.items() if n not in largest})
+    found = {**metrics, **{name: total / runtime.world for name, total in means.items()}}
+    for name, value in runtime.max_over_ranks(largest).items():
+        found[name] = max(value, found.get(name, value))
+    return found
+
+
 def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:
     """Share of successes among n with Wilson's 95 % score interval (Wilson 1927)."""
     if n == 0:

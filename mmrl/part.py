@@ -14,6 +14,8 @@ class Part:
     needs_entropy: bool = False
     needs_outcome: bool = False
     needs_exact_kl: bool = False
+    reads_sampler: bool = False
+    """Whether it reads `behaviour_logprobs`, which are those of the policy that drew however long ago."""
     noises: tuple[Noise, ...] = EVERY_NOISE
     """The decisions that it is defined for; the statistics that it names may narrow them."""
 

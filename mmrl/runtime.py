@@ -221,6 +221,11 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def use_device(self) -> None:
+        """Let a thread of this process compute where the process does, which CUDA remembers for each thread."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
     def wait(self) -> None:
         """Wait for all ranks."""
         self.accelerator.wait_for_everyone()

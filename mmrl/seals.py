@@ -30,7 +30,8 @@ def admit(folder: Path, name: str, text: str) -> None:
     """Let the file `name` hold `text` as well as what it was sealed with, before it is replaced: a kill in between
     leaves a folder that is as it was written."""
     data, found = text.encode(), _read(folder)
-    _write(folder, {**found, name: [*found[name][:1], (len(data), zlib.crc32(data))]})
+    new, now = (len(data), zlib.crc32(data)), _size_and_sum(folder / name)
+    _write(folder, {**found, name: list(dict.fromkeys([found[name][0], now, new]))})
 
 
 def check_seal(folder: Path) -> None:

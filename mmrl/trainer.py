@@ -19,6 +19,7 @@ from mmrl.checkpoint import SaveConfig
 from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
+from mmrl.metrics import with_measured
 from mmrl.parts import Parts
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
@@ -36,16 +37,10 @@ class Trainer:
     """One run. `folder` None keeps nothing on disk (controls, tests)."""
 
     def __init__(
-        self,
-        parts: Parts,
-        train: TrainConfig,
-        runtime: Runtime,
-        folder: RunFolder | None = None,
-        evaluate: EvaluateConfig | None = None,
-        save: SaveConfig | None = None,
-        logging: LoggingConfig | None = None,
-        stop: Sequence[StopRule] = (),
-    ) -> None:
+        self, parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolder | None = None,
+        evaluate: EvaluateConfig | None = None, save: SaveConfig | None = None, logging: LoggingConfig | None = None,
+        stop: Sequence[StopRule] = (), overrides: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.parts, self.train, self.runtime, self.folder = parts, train, runtime, folder
         self.evaluation, self.saving = evaluate or EvaluateConfig(), save or SaveConfig()
         self.logging = logging or LoggingConfig()
@@ -53,7 +48,7 @@ class Trainer:
         parts.check(train.update)
         parts.to(runtime.device)
         parts.ask_policy()
-        self.feed = feed_of(parts, train, runtime, folder)
+        self.feed = feed_of(parts, train, runtime, folder, overrides)
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
         groups = parameter_groups(parts.policy, train.critic_lr, train.lr)
@@ -69,8 +64,16 @@ class Trainer:
 
     def fit(self, resume: bool = False) -> dict[str, object]:
         """Train to the last step, or until a rule stops it; returns the summary."""
-        if resume:
-            self._restore()
+        with closing(self.feed):
+            self.feed.ready()
+            if resume:
+                self._restore()
+            self._train()
+        if self.state.keep_best:
+            self._return_to_best()
+        return summarise(self.state, self.parts.primary_metric, self.runtime)
+
+    def _train(self) -> None:
         journal = Journal(self.folder, self.logging, self.runtime, self.state, self.train.steps)
         if not self.state.eval_before:
             line = self._evaluate(journal)
@@ -78,7 +81,7 @@ class Trainer:
             self.watch.look(self.state, line)
             if self.watch.note_best(self.state, line):
                 self._save(self._position())
-        with interruptible(self._stop), closing(journal), closing(self.feed):
+        with interruptible(self._stop), closing(journal):
             done = self._look(journal, {}) if self.state.unevaluated else self._done()
             while not done and not self.interrupted:
                 cpu, wall = self._cpu_s(), time.perf_counter()
@@ -95,9 +98,6 @@ class Trainer:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
                 done = self._look(journal, metrics)
-        if self.state.keep_best:
-            self._return_to_best()
-        return summarise(self.state, self.parts.primary_metric, self.runtime)
 
     def _look(self, journal: Journal, metrics: dict[str, float]) -> bool:
         """After a step: evaluate, heed the stop rules, save, each if it is due. Whether training ends."""
@@ -138,8 +138,7 @@ class Trainer:
         self._count(rollout)
         self.feed.updated(self.state.step)
         return {
-            **metrics,
-            **self.feed.measured(),
+            **with_measured(metrics, self.feed.measured(), runtime),
             "update/lr": lr,
             "time/collect": collected - began,
             "time/update": time.perf_counter() - collected,
@@ -176,9 +175,11 @@ class Trainer:
 
     def _evaluate(self, journal: Journal, between: bool = False) -> dict[str, float]:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
-        before, step = self._cpu_s(), self.state.step
+        drawing, step = self._cpu_s(), self.state.step
         journal.evaluating()
         self.feed.settle()
+        before = self._cpu_s()
+        self.state.cpu_s += max(0.0, before - drawing)  # what is drawn for training
         try:
             own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop

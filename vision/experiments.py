@@ -113,6 +113,11 @@ class Experiment(TrainingKeys):
                 "policy.reuse_prefill is true and train.ahead is set: the policy that is updated is another than the "
                 "one that ran the prompts; set reuse_prefill to false"
             )
+        if self.synthetic is not None and self.train.ahead is not None and self.train.ahead.processes > 1:
+            raise ValueError(
+                f"synthetic is set and train.ahead.processes is {self.train.ahead.processes}, each of which would have "
+                "a data server and descriptions of its own: set it to at most 1"
+            )
         if self.rollout.server is not None:
             self._check_server()
         if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):

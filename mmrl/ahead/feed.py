@@ -37,6 +37,14 @@ class Feed(abc.ABC):
     """Gives a rollout for every update, in order."""
 
     @abc.abstractmethod
+    def ready(self) -> None:
+        """Get ready to draw, before anything else is asked.
+
+        Raises:
+            WorkerError: a process that is to collect cannot be started.
+        """
+
+    @abc.abstractmethod
     def next(self, step: int) -> Rollout:
         """The rollout of update `step` (from 0), with everything that the algorithm wants to know of it."""
 
@@ -74,6 +82,9 @@ class OnDemand(Feed):
 
     def __init__(self, parts: Parts, resample: int, micro_rows: int, runtime: Runtime) -> None:
         self.parts, self.resample, self.micro_rows, self.runtime = parts, resample, micro_rows, runtime
+
+    def ready(self) -> None:
+        """It always is."""
 
     def next(self, step: int) -> Rollout:
         parts = self.parts

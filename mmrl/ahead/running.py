@@ -22,7 +22,8 @@ from mmrl.types import Rollout
 
 def together_measured(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Figures of all sources: the largest of a parity, the mean of everything else."""
-    found = {name: [part[name] for part in parts if name in part] for name in parts[0]}
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
     return {n: max(v) if n.startswith("parity/") else sum(v) / len(v) for n, v in found.items()}
 
 
@@ -44,6 +45,13 @@ class Running(Feed):
         self._measured: dict[str, float] = {}
 
     # ---- for the trainer --------------------------------------------------------------------------------
+
+    def ready(self) -> None:
+        self.store.clear()  # of a run that was killed
+        for source in self.sources:
+            source.launch()
+        for source in self.sources:
+            source.place()
 
     def next(self, step: int) -> Rollout:
         self._start(step)
@@ -69,7 +77,7 @@ class Running(Feed):
     def updated(self, step: int) -> None:
         self._version = step
         self.store.publish(step, trained(self.parts.policy))
-        self.store.drop(self.config.version(step) if self.config.exact else step - 1)
+        self.store.drop(self.config.version(step))
 
     def restore(self, step: int, position: Position) -> None:
         for version, weights in position.behind.items():
@@ -77,8 +85,8 @@ class Running(Feed):
         self._next = step
         for number, source in enumerate(self.sources):
             generator = position.generators.get(f"{self.runtime.rank + number}/collect")
-            if generator is not None:
-                source.go_on_from(Place(position.collector, generator))
+            own = source.place().generator if generator is None else generator  # of a rank that was not there then
+            source.go_on_from(Place(position.collector, own))
 
     def settle(self) -> None:
         if self._threads:
@@ -88,7 +96,7 @@ class Running(Feed):
         with self._lock:
             places = [self._places.get((self._next, n)) or source.place() for n, source in enumerate(self.sources)]
         older = range(self.config.version(self._next), self._next) if self.config.exact else range(0)
-        behind = {version: self.store.get(version) for version in self.store.versions() if version in older}
+        behind = {version: self.store.get(version) for version in older}
         first = self.runtime.rank
         generators = {f"{first + n}/collect": place.generator for n, place in enumerate(places)}
         return Position(places[0].collector, generators, behind)
@@ -102,10 +110,13 @@ class Running(Feed):
     def close(self) -> None:
         self.store.close()
         self.stream.close()
+        for source in self.sources:
+            source.stop()
         for thread in self._threads:
             thread.join()
         for source in self.sources:
             source.close()
+        self.store.clear()
 
     # ---- the threads ------------------------------------------------------------------------------------
 
@@ -118,6 +129,7 @@ class Running(Feed):
 
         def run(job: Callable[[], None]) -> None:
             torch.set_num_threads(threads)  # which is a thread's own setting, and moves the last bits of products
+            self.runtime.use_device()
             job()
 
         self._threads = [threading.Thread(target=run, args=(job,), daemon=True, name="mmrl ahead") for job in jobs]

@@ -46,8 +46,12 @@ class Source(abc.ABC):
     """Draws rollouts, or its share of them, one at a time."""
 
     @abc.abstractmethod
+    def launch(self) -> None:
+        """Begin to get ready, without waiting for it."""
+
+    @abc.abstractmethod
     def place(self) -> Place:
-        """Where it stands, between two rollouts."""
+        """Where it stands, between two rollouts; waits until it is ready."""
 
     @abc.abstractmethod
     def go_on_from(self, place: Place) -> None:
@@ -57,9 +61,13 @@ class Source(abc.ABC):
     def draw(self, number: int, version: int) -> Sample:
         """Rollout `number` by the policy after `version` updates."""
 
+    @abc.abstractmethod
     def cpu_s(self) -> float:
-        """CPU seconds so far of processes of its own."""
-        return 0.0
+        """CPU seconds so far of processes of its own that are alive."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Let who draws just now give up, where that can be."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -95,8 +103,17 @@ class Here(Source):
         measured = dict(self.parts.collector.measured())
         if number != version:
             with self.runtime.accelerator.autocast():
-                measured["parity/logprob_diff_max"] = parity(self.policy, rollout, PARITY_ROWS)
+                measured["parity/logprob_diff_max"] = parity(self.policy, rollout, min(PARITY_ROWS, self.micro_rows))
         return Sample(number, self.source, version, rollout, measured)
+
+    def launch(self) -> None:
+        """It is ready."""
+
+    def stop(self) -> None:
+        """A rollout in this process is drawn to its end."""
+
+    def cpu_s(self) -> float:
+        return self.parts.collector.cpu_s()
 
     def close(self) -> None:
         """The collector is the run's own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 
 from mmrl.ahead.feed import Feed, OnDemand
@@ -19,16 +18,25 @@ FOLDER = ".ahead"
 """Of a run, where weights lie for the processes that collect."""
 
 
-def feed_of(parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolder | None) -> Feed:
-    """The feed of `train.ahead`. To be made before the policy is wrapped.
+def feed_of(
+    parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolder | None, overrides: Sequence[str] = ()
+) -> Feed:
+    """The feed of `train.ahead`. To be made before the policy is wrapped. `overrides` were given to a resumed run.
 
     Raises:
         ValueError: it does not go together with the rest of the run.
-        WorkerError: a process that is to collect cannot be started.
     """
     ahead, rows = train.ahead, train.update.micro_rows
     if ahead is None:
         return OnDemand(parts, train.resample, rows, runtime)
+    again = "train.update.rescore is true" if train.update.rescore else "compute is bf16"
+    read = any(part.reads_sampler for part in parts.algorithm.parts)
+    if ahead.staleness and (train.update.rescore or runtime.reduced_precision) and not read:
+        raise ValueError(
+            f"train.ahead.staleness is {ahead.staleness} and {again}, so that old log-probs are computed again, and no "
+            "part reads those of the policy that drew: add mmrl.selectors.TruncatedImportance or IcePop, or take "
+            "mmrl.surrogates.AIPO"
+        )
     if train.resample and runtime.world > 1:
         raise ValueError(
             f"train.resample is {train.resample} and train.ahead is set on {runtime.world} ranks, whose threads would "
@@ -47,11 +55,8 @@ def feed_of(parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolde
         return Running(parts, sources, store, ahead, train.steps, rows, runtime)
     if folder is None:
         raise ValueError(f"train.ahead.processes is {ahead.processes}, which needs a run with a folder: set it to 0")
-    shutil.rmtree(folder.path / FOLDER, ignore_errors=True)  # of a run that was killed
     store = Files(folder.path / FOLDER)
-    recipe = Recipe(folder.path / "config.yaml", folder.start())
+    recipe = Recipe(folder.path / "config.yaml", tuple(overrides), folder.start())
     count = ahead.processes
     sources = [Elsewhere(recipe, store, number, count, ahead.tries) for number in range(count)]
-    for source in sources:
-        source.place()  # once it has built everything
     return Running(parts, sources, store, ahead, train.steps, rows, runtime)

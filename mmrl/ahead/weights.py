@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,11 +36,15 @@ def put_into(policy: nn.Module, weights: Weights) -> None:
     Raises:
         ValueError: they are not those of this policy.
     """
-    own = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    if own.keys() != weights.keys():
-        raise ValueError(f"published weights are not of this policy: {sorted(own.keys() ^ weights.keys())[:3]} differ")
-    for name, parameter in own.items():
-        parameter.copy_(weights[name])
+    own = dict(policy.named_parameters())  # by name: a reference may let a frozen adapter need gradients for a while
+    if missing := sorted(weights.keys() - own.keys()):
+        raise ValueError(f"published weights are not of this policy, which has no {', '.join(missing[:3])}")
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+
+
+class VersionError(RuntimeError):
+    """A version of the weights is not there, or not as it was written."""
 
 
 class WeightStore(abc.ABC):
@@ -74,6 +79,11 @@ class WeightStore(abc.ABC):
             self._closed = True
             self._condition.notify_all()
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        for version in self.versions():
+            self._remove(version)
+
     @abc.abstractmethod
     def versions(self) -> list[int]:
         """Those that can be had, in order."""
@@ -83,7 +93,7 @@ class WeightStore(abc.ABC):
         """One of them.
 
         Raises:
-            KeyError: it is not there, or not as it was written.
+            VersionError: it is not there, or not as it was written.
         """
 
     @abc.abstractmethod
@@ -104,6 +114,8 @@ class InMemory(WeightStore):
         return sorted(self._found)
 
     def get(self, version: int) -> Weights:
+        if version not in self._found:
+            raise VersionError(f"version {version} of the weights is gone: there are {self.versions()}")
         return self._found[version]
 
     def _put(self, version: int, weights: Weights) -> None:
@@ -130,9 +142,9 @@ class Files(WeightStore):
         try:
             found = self._path(version).read_bytes()
         except FileNotFoundError as error:
-            raise KeyError(f"version {version} of the weights is not in {self.folder}") from error
+            raise VersionError(f"version {version} of the weights is not in {self.folder}") from error
         if hashlib.sha256(found[self.HASH :]).digest() != found[: self.HASH]:
-            raise KeyError(f"version {version} of the weights in {self.folder} is not as it was written")
+            raise VersionError(f"version {version} of the weights in {self.folder} is not as it was written")
         return load(found[self.HASH :])
 
     def _path(self, version: int) -> Path:
@@ -147,3 +159,6 @@ class Files(WeightStore):
 
     def _remove(self, version: int) -> None:
         self._path(version).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

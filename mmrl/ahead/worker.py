@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import resource
 import signal
 import time
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Recipe:
     """What builds a run again elsewhere: its resolved config, and the policy that a fork started from."""
 
     config: Path
+    overrides: tuple[str, ...] = ()
     start: Path | None = None
 
     def build(self, source: int, sources: int) -> tuple[Parts, Runtime, int, int]:
@@ -43,7 +45,7 @@ class Recipe:
         from mmrl.config import load  # in the worker alone: the config knows the experiment, which knows this module
         from mmrl.runtime import Runtime
 
-        experiment = load(str(self.config)).experiment
+        experiment = load(str(self.config), self.overrides).experiment
         runtime = Runtime.of_share(experiment.runtime, experiment.seed, source, sources)
         parts = experiment.build(runtime, self.start)
         parts.to(runtime.device)
@@ -76,14 +78,19 @@ class Elsewhere(Source):
     def __init__(self, recipe: Recipe, store: Files, source: int, sources: int, tries: int) -> None:
         self.recipe, self.store, self.source, self.sources, self.tries = recipe, store, source, sources, tries
         self.restarts = 0
-        self._past_cpu_s, self._cpu_s = 0.0, 0.0
+        self._cpu_s = 0.0
         self._closing = False
-        self._process, self._channel = self._launched()
+        self._process: Any = None
         self._place: Place | None = None
         self._fresh = False
         """Whether it stands elsewhere than the process in front of it has been told."""
 
+    def launch(self) -> None:
+        if self._process is None:
+            self._process, self._channel = self._launched()
+
     def place(self) -> Place:
+        self.launch()
         if self._place is None:
             self._place = self._ready()
         return self._place
@@ -127,7 +134,7 @@ class Elsewhere(Source):
 
     def _again(self) -> None:
         self._end()
-        self._past_cpu_s, self._cpu_s = self.cpu_s(), 0.0
+        self._cpu_s = 0.0  # of one that has ended the trainer knows
         self._process, self._channel = self._launched()
         self._ready()
         self._fresh = True
@@ -145,6 +152,9 @@ class Elsewhere(Source):
     def _ready(self) -> Place:
         """Where the process stands, which it says once it has built everything."""
         try:
+            while not self._channel.poll(TICK_SECONDS):
+                if self._closing:
+                    raise EOFError
             said = _read(self._channel)
         except (EOFError, OSError):
             said = "it ended while it started"
@@ -154,11 +164,14 @@ class Elsewhere(Source):
         raise WorkerError(f"a process that collects (train.ahead.processes) could not be started: {said}")
 
     def cpu_s(self) -> float:
-        return self._past_cpu_s + self._cpu_s
+        return self._cpu_s
+
+    def stop(self) -> None:
+        self._closing = True
 
     def close(self) -> None:
-        self._closing = True
-        self._end()
+        if self._process is not None:
+            self._end()
 
     def _end(self) -> None:
         self._channel.close()  # which it takes as the end, simulators and all
@@ -184,7 +197,7 @@ def serve(channel: Connection, recipe: Recipe, weights: Path, source: int, sourc
             try:
                 if asked.place is not None:
                     here.go_on_from(asked.place)
-                given = _Given(here.draw(asked.number, asked.version), here.place(), time.process_time())
+                given = _Given(here.draw(asked.number, asked.version), here.place(), _cpu_s(here))
                 _write(channel, given)
             except (EOFError, OSError):
                 return
@@ -192,6 +205,12 @@ def serve(channel: Connection, recipe: Recipe, weights: Path, source: int, sourc
                 _write(channel, _told(error))
     except (EOFError, OSError):
         return
+
+
+def _cpu_s(here: Here) -> float:
+    """Of this process and all below it."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + ended.ru_utime + ended.ru_stime + here.cpu_s()
 
 
 def _told(error: Exception) -> Exception:

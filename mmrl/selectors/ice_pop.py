@@ -21,6 +21,7 @@ from mmrl.types import Rollout
 class IcePop(Selector):
     """Importance weights inside a band, 0 outside."""
 
+    reads_sampler = True
     low: float = 0.5
     high: float = 5.0
 

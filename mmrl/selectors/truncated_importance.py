@@ -36,6 +36,8 @@ def sampler_ratio(part: Selector, rollout: Rollout) -> Tensor:
 class TruncatedImportance(Selector):
     """Weights decisions by how much likelier the trainer finds them than the sampler did, at most `cap`."""
 
+    reads_sampler = True
+
     cap: float = 2.0
 
     def __post_init__(self) -> None:

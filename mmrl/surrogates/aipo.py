@@ -21,6 +21,8 @@ from mmrl.types import Batch
 class AIPO(Surrogate):
     """REINFORCE, corrected for a policy that lags behind. The paper has caps from 2 to 10."""
 
+    reads_sampler = True
+
     cap: float = 4.0
 
     def __post_init__(self) -> None:
