@@ -539,6 +539,37 @@ def syn_grpo(found: dict) -> str:
     return "\n\n".join(text)
 
 
+def simulation_ring(found: dict) -> str:
+    rates, apart = found["rates"], found["differences"]
+    rows = [
+        "| policy's call | ring 1, steps/s | ring 2 / ring 1 | ring 4 / ring 1 | calls: 1, 2, 4 |",
+        "|---|---|---|---|---|",
+    ]
+    own = rates["own_ms_a_call"]
+    for sleep in (0, 5, 20):
+        by_ring = rates[f"sleep_{sleep}_ms"]
+        first = by_ring["ring_1"]["steps_per_s"]
+        ratios = [
+            f"**{median(r):.2f}** ({min(r['values']):.2f} to {max(r['values']):.2f})"
+            for r in (by_ring[f"ring_{ring}"]["ratio"] for ring in (2, 4))
+        ]
+        calls = ", ".join(str(by_ring[f"ring_{ring}"]["calls"]) for ring in (1, 2, 4))
+        rows.append(
+            f"| its own {own:.1f} ms + {sleep} ms of sleep | {median(first):.0f} | {' | '.join(ratios)} | {calls} |"
+        )
+    state, logprob = (max(one[name] for one in apart.values()) for name in ("final_state_max", "logprob_max"))
+    same = "the same" if all(one["same_successes"] for one in apart.values()) else "not the same"
+    return "\n".join(
+        [
+            *rows, "",
+            f"{found['environments']} PushCube environments in one worker, chunks of {found['horizon']} steps, medians (and ranges) of "
+            f"{found['repeats']} repeats in turn, resets left out; the sleep stands for a GPU, there is none in it "
+            f"(`python -m benchmarks.simulation_ring`). In new scenes {apart['ring_1']['episodes']} episodes of ring 2 and 4 end within {state:.0e} of "
+            f"ring 1's states, log-probs within {logprob:.0e}, successes {same}.",
+        ]
+    )  # fmt: skip
+
+
 def main() -> None:
     """Rewrite each block between its markers, in the README and in docs/."""
     blocks = (
@@ -559,6 +590,7 @@ def main() -> None:
         ("thesis", "thesis", thesis),
         ("structure", "structure", structure),
         ("rrvf", "rrvf", rrvf),
+        ("simulation_ring", "simulation_ring", simulation_ring),
         ("syn_grpo", "syn_grpo", syn_grpo),
         ("parts", "parts", parts),
         ("reward_accuracy", "rewards", reward_tables.accuracy),
@@ -567,7 +599,7 @@ def main() -> None:
         ("reward_process", "rewards", reward_tables.process),
         ("reward_head", "rewards", reward_tables.head),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts")
+    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "simulation")
     for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
         text = page.read_text()
         for name, file, render in blocks:
