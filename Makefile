@@ -29,7 +29,7 @@ demo: setup vulkan
 	$(BIN)/python -m benchmarks.demo
 
 test: setup vulkan browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -47,6 +47,8 @@ bench: setup
 assets: setup vulkan
 	$(BIN)/mmrl warmup vision/warmup_digits
 	$(BIN)/mmrl warmup vision/warmup_charts
+	$(BIN)/mmrl warmup vision/warmup_mixture
+	$(BIN)/mmrl warmup vision/warmup_judge
 	$(BIN)/mmrl warmup diffusion/warmup_clip_a
 	$(BIN)/mmrl warmup diffusion/warmup_clip_b
 	$(BIN)/mmrl warmup diffusion/warmup_unet
@@ -73,9 +75,11 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.render
 	$(BIN)/python -m benchmarks.rrvf
 	$(BIN)/python -m benchmarks.syn_grpo
+	$(BIN)/python -m benchmarks.mixture
 	$(BIN)/python -m benchmarks.parts
 	$(BIN)/python -m benchmarks.parts cost
 	$(BIN)/python -m benchmarks.rewards
+	$(BIN)/python -m benchmarks.judge_rl
 	$(BIN)/python -m benchmarks.readme
 
 clean:

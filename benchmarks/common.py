@@ -36,3 +36,11 @@ def write(name: str, figures: dict[str, object]) -> Path:
     path.write_text(json.dumps({**figures, "provenance": provenance()}, indent=1) + "\n")
     print(path)
     return path
+
+
+def write_section(name: str, section: str, figures: object) -> Path:
+    """Write one section of a file whose others stay as they are."""
+    file = RESULTS / f"{name}.json"
+    there = json.loads(file.read_text()) if file.exists() else {}
+    there.pop("provenance", None)
+    return write(name, {**there, section: figures})

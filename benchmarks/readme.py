@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import reward_tables
-from benchmarks.common import RESULTS, pm
+from benchmarks import ahead_tables, reliability_tables, reward_tables
+from benchmarks.common import RESULTS, pm, spread
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -570,6 +570,38 @@ def simulation_ring(found: dict) -> str:
     )  # fmt: skip
 
 
+def mixture(found: dict) -> str:
+    """Predicted beside measured, and the chosen mixture beside the uniform one."""
+    tasks = found["tasks"]
+
+    def row(kind: str, one: dict) -> str:
+        weights = " / ".join(f"{weight:.2f}" for weight in one["weights"])
+        each = [statistics.fmean(run[f"accuracy[{task}]"] for run in one["runs"]) for task in tasks]
+        cells = " | ".join(f"{value:.3f}" for value in each)
+        return f"| {kind} | {weights} | {cells} | {one['measured']:.3f} | {one['predicted']:.3f} |"
+
+    rows = [
+        f"| | weights of {', '.join(tasks)} | {' | '.join(tasks)} | score | predicted |",
+        f"|---|---|{'---|' * len(tasks)}---|---|",
+    ]
+    start = [found["start"][f"accuracy[{task}]"] for task in tasks]
+    rows.append(f"| start | - | {' | '.join(f'{v:.3f}' for v in start)} | {statistics.fmean(start):.3f} | - |")
+    rows += [row("pilot, fitted", one) for one in found["pilots"]]
+    rows += [row("held out", one) for one in found["held_out"]]
+    for name, runs in found.get("final", {}).items():
+        arm = found[name]
+        each = " | ".join(pm(spread([run[f"accuracy[{task}]"] for run in runs])) for task in tasks)
+        score = pm(spread([run["score"] for run in runs]))
+        weights = " / ".join(f"{weight:.2f}" for weight in arm["weights"])
+        rows.append(f"| {name}, {len(runs)} seeds | {weights} | {each} | {score} | {arm['predicted']:.3f} |")
+    text = (
+        f"{found['steps']} steps of 128 answers a run, {len(found['seeds'])} seed(s) a pilot; the figure of box is the mean "
+        f"intersection over union, the score the mean of the three. {found['runs']} runs, {found['cpu_s'] / 60:.0f} CPU minutes, "
+        f"largest log-prob difference {found['logprob_diff_max']:.0e} (`python -m benchmarks.mixture`)."
+    )
+    return "\n".join([*rows, "", text, "", *(f"- {sentence}" for sentence in found["said"])])
+
+
 def main() -> None:
     """Rewrite each block between its markers, in the README and in docs/."""
     blocks = (
@@ -593,14 +625,21 @@ def main() -> None:
         ("simulation_ring", "simulation_ring", simulation_ring),
         ("syn_grpo", "syn_grpo", syn_grpo),
         ("parts", "parts", parts),
+        ("mixture", "mixture", mixture),
         ("reward_accuracy", "rewards", reward_tables.accuracy),
         ("reward_push", "rewards", reward_tables.push),
         ("reward_judge", "rewards", reward_tables.judge),
         ("reward_process", "rewards", reward_tables.process),
+        ("judge_rl", "judge_rl", reward_tables.judge_rl),
         ("reward_head", "rewards", reward_tables.head),
+        ("ahead_equal", "scale", ahead_tables.equal),
+        ("overlap", "scale", ahead_tables.overlap),
+        ("stale_bandit", "scale", ahead_tables.bandit),
+        ("stale_digits", "scale", ahead_tables.digits),
+        ("kills", "reliability", reliability_tables.kills),
+        ("soak", "reliability", reliability_tables.soak),
     )
-    pages = ("diffusion", "vla", "thesis", "architecture", "rrvf", "syn_grpo", "rewards", "parts", "simulation")
-    for page in (README, *(README.parent / "docs" / f"{name}.md" for name in pages)):
+    for page in (README, *sorted((README.parent / "docs").glob("*.md"))):
         text = page.read_text()
         for name, file, render in blocks:
             path = RESULTS / f"{file}.json"

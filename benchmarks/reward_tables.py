@@ -134,3 +134,31 @@ def head(found: dict) -> str:
         + f" | {pm(crops['head'])} |"
     )
     return "\n".join([*rows, "", "Mean ± deviation over 3 seeds of `rewards/train`; `photograph`: of four that it was not trained on (`python -m benchmarks.rewards train`)."])  # fmt: skip
+
+
+def judge_rl(found: dict) -> str:
+    """Three ways to train a judge of pairs, as usual and where instability is to be expected."""
+    rows = [
+        "| setting | arm | accuracy | sampled | consistent in both orders | prefers the first | thought leads there | collapsed | accuracy of rollouts in the last third, its deviation in a run | reward, its deviation | largest ratio | largest gradient norm |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    shown = ("accuracy", "accuracy_sampled", "consistent", "first", "leads")
+    first = next(iter(found["settings"]["usual"].values()))
+    rows.append(f"| | start | {' | '.join(pm(first['eval_before'][name]) for name in shown)} |" + " - |" * 5)
+    arms = [(setting, arm, run) for setting, of in found["settings"].items() for arm, run in of.items()]
+    for setting, arm, run in arms:
+        after = [pm(run["eval_after"][name]) if "eval_after" in run else "-" for name in shown]
+        rows.append(
+            f"| {setting} | {arm} | {' | '.join(after)} | {run['collapses']} of {run['runs']} | {run['right_last_third']['mean']:.3f}, "
+            f"{run['right_std_last_third']['mean']:.3f} | {run['reward_last_third']['mean']:.3f}, {run['reward_std_last_third']['mean']:.3f} | "
+            f"{max(run['ratio_max']['values']):.3g} | {max(run['grad_norm_max']['values']):.3g} |"
+        )
+    tokens = [run["tokens"]["mean"] for _, _, run in arms if "tokens" in run]
+    parity = max(run.get("logprob_diff_max", 0.0) for _, _, run in arms)
+    cpu = sum(sum(run["cpu_s"]["values"]) for _, _, run in arms if "cpu_s" in run)
+    told = (
+        f"{len(found['seeds'])} seeds, {first['steps']} steps of 64 answers, {min(tokens):,.0f} to {max(tokens):,.0f} trained tokens, mean ± "
+        f"deviation over seeds; ratio and norm are the largest of any step and seed (`python -m benchmarks.judge_rl`, {cpu:.0f} CPU s of training). "
+        f"Largest log-prob difference {parity:.0e}."
+    )
+    return "\n".join([*rows, "", told])

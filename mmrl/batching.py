@@ -150,6 +150,7 @@ def _batch(
         returns=cut_if(plan.credit.returns),
         old_values=cut_if(everyone.values),
         replayed=None if everyone.replayed is None else everyone.replayed[chosen],
+        staleness=None if everyone.staleness is None else everyone.staleness[chosen],
         rewards=everyone.returns()[chosen],
         stats={name: cut(tensor) for name, tensor in {**everyone.stats, **plan.notes}.items()},
     )

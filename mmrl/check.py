@@ -55,9 +55,8 @@ def check(config: str, overrides: Sequence[str]) -> None:
     experiment = loaded.experiment
     runtime = Runtime(experiment.runtime, experiment.seed)
     parts = experiment.build_to_check(runtime)
-    trainer = Trainer(
-        parts, experiment.train, runtime, None, experiment.evaluate, experiment.save, None, experiment.stop
-    )
+    train = replace(experiment.train, ahead=None)  # one after the other, so that each can be timed
+    trainer = Trainer(parts, train, runtime, None, experiment.evaluate, experiment.save, None, experiment.stop)
     trial = experiment.try_out(runtime, parts)
     console.print(f"data      {trial.data}")
     groups = zero_spread(trial)
@@ -66,7 +65,7 @@ def check(config: str, overrides: Sequence[str]) -> None:
     console.print(f"sampled   {told}   {verdict(trial, groups)}")
     console.print(f"reward    {rewards(trial)}")
     seconds = _timed_step(trainer)
-    _timed_step(Trainer(replace(parts, collector=trial.largest), experiment.train, runtime))
+    _timed_step(Trainer(replace(parts, collector=trial.largest), train, runtime))
     peak, total = runtime.memory_mb()
     console.print(
         f"memory    peak {peak / 1024:.1f} of {total / 1024:.1f} GB with the largest sample ({trial.largest_name})"

@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment: written aside, renamed into place, `latest` last.
 
-checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json}, (trained.pt)    checkpoints/latest, best
+checkpoints/step_000040/{policy/, optimizer.pt, generators.pt, state.json, seal.json}, (trained.pt, behind.pt)
+checkpoints/latest, best
 
 Tensors beside the weights are read with `weights_only=True`: a checkpoint can hold no code.
 """
@@ -12,12 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from mmrl.ema import Average
+from mmrl.seals import admit, check_seal, seal
+from mmrl.state import State, read_state
 from mmrl.types import Policy
 
 
@@ -35,34 +38,6 @@ class SaveConfig:
     def __post_init__(self) -> None:
         if self.keep < 1 or (self.every is not None and self.every < 1):
             raise ValueError(f"save.every is {self.every} and save.keep is {self.keep}: give 1 or more")
-
-
-@dataclass
-class State:
-    """Everything about the past of a run that is not a weight, an optimiser moment or a generator."""
-
-    step: int = 0
-    cpu_s: float = 0.0
-    eval_cpu_s: float = 0.0
-    wall_s: float = 0.0
-    decisions: int = 0
-    samples: int = 0
-    collector: dict[str, object] = field(default_factory=dict)
-    advantage: dict[str, object] = field(default_factory=dict)
-    parts: dict[str, object] = field(default_factory=dict)
-    """What the other parts of the algorithm remember."""
-    eval_before: dict[str, dict[str, float]] = field(default_factory=dict)
-    eval_after: dict[str, dict[str, float]] = field(default_factory=dict)
-    parity: dict[str, float] = field(default_factory=dict)
-    watched: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What each stop rule remembers."""
-    stopped_by: str = ""
-    keep_best: bool = False
-    best_step: int | None = None
-    best_value: float = 0.0
-    best_eval: dict[str, dict[str, float]] = field(default_factory=dict)
-    unevaluated: bool = False
-    """Whether an evaluation after this step failed, on a reward say, and is to be made up for."""
 
 
 class CheckpointError(RuntimeError):
@@ -87,9 +62,11 @@ def save(
     state: State,
     keep: int,
     average: Average | None = None,
+    behind: Mapping[int, Mapping[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
-    `average`, policy/ holds that, and trained.pt what training goes on from.
+    `average`, policy/ holds that, and trained.pt what training goes on from; behind.pt has older versions of the
+    weights by which rollouts are yet to be drawn (`mmrl.ahead`).
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; nothing old was removed.
@@ -102,18 +79,17 @@ def save(
         return final
     aside = folder / f".writing_{step:06d}"
     try:
-        for left in folder.glob(".writing_*"):  # by a run that was killed
+        for left in (*folder.glob(".writing_*"), *folder.glob(".removing_*")):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
-        (aside / "policy").mkdir(parents=True)
-        if average is not None:
-            torch.save(average.state_dict(), aside / "trained.pt")
-        with contextlib.nullcontext() if average is None else average.applied():
-            policy.save_pretrained(aside / "policy")
+        _write_policy(aside, policy, average)
         torch.save(optimizer.state_dict(), aside / "optimizer.pt")
         torch.save(dict(generators), aside / "generators.pt")
+        if behind:
+            torch.save({version: dict(weights) for version, weights in behind.items()}, aside / "behind.pt")
         write_atomically(aside / "state.json", json.dumps(asdict(state), indent=1))
+        seal(aside)
         if final.exists():  # a run that was killed between the rename and `latest` comes by here again
-            shutil.rmtree(final)
+            _remove(final)
         os.replace(aside, final)
         write_atomically(folder / "latest", final.name)
     except Exception as error:  # each library that writes here has its own
@@ -129,10 +105,19 @@ def save(
     return final
 
 
+def _write_policy(folder: Path, policy: Policy, average: Average | None) -> None:
+    (folder / "policy").mkdir(parents=True)
+    if average is not None:
+        torch.save(average.state_dict(), folder / "trained.pt")
+    with contextlib.nullcontext() if average is None else average.applied():
+        policy.save_pretrained(folder / "policy")
+
+
 def _make_up(final: Path, state: State, best: str | None) -> None:
     """Note what an evaluation found that failed when the checkpoint was written."""
     text = json.dumps(asdict(state), indent=1)
     if (final / "state.json").read_text() != text:
+        admit(final, "state.json", text)
         write_atomically(final / "state.json", text)
         _link_best(final.parent, best)
 
@@ -153,7 +138,15 @@ def _prune(folder: Path, newest: str, keep: int, best: str | None) -> None:
     kept = {*[name for name in names if name <= newest][-keep:], best}
     for name in names:
         if name not in kept:
-            shutil.rmtree(folder / name)
+            _remove(folder / name)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take it away in one move, so that a kill leaves all of it or none, and then delete it."""
+    aside = checkpoint.with_name(f".removing_{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
@@ -161,23 +154,63 @@ def latest(folder: Path) -> Path | None:
     pointer = folder / "latest"
     if not pointer.exists():
         return None
-    found = folder / pointer.read_text().strip()
-    if (found / "state.json").exists():
-        return found
+    name = pointer.read_bytes().decode(errors="replace").strip()
     complete = sorted(path.parent for path in folder.glob("step_*/state.json"))
+    found = [path for path in complete if path.name == name]
     if not complete:
-        raise CheckpointError(f"{pointer} names {found.name}, which is gone, and there is no other: start a new run")
-    return complete[-1]
+        raise CheckpointError(f"{pointer} names {name[:40]!r}, which is gone, and there is no other: start a new run")
+    return (found or complete)[-1]
+
+
+def verified(found: Path) -> Path:
+    """The checkpoint `found`, which is as it was written.
+
+    Raises:
+        CheckpointError: it is not; says what can be done.
+    """
+    try:
+        check_seal(found)
+        read_state(found)
+    except (ValueError, OSError) as error:
+        raise _unreadable(found, error) from error
+    return found
 
 
 def load(
     found: Path, policy: Policy, optimizer: torch.optim.Optimizer, average: Average | None = None
 ) -> tuple[State, dict[str, torch.Tensor]]:
     """Put weights and optimiser state back in place; returns the state and the generator states. Without the `average`
-    of a run that has one, the policy is that average."""
-    policy.load_weights(found / "policy")
-    if average is not None:
-        average.load_state_dict(torch.load(found / "trained.pt", map_location="cpu", weights_only=True))
-    optimizer.load_state_dict(torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True))
-    generators = torch.load(found / "generators.pt", map_location="cpu", weights_only=True)
-    return State(**json.loads((found / "state.json").read_text())), generators
+    of a run that has one, the policy is that average.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
+    try:
+        policy.load_weights(found / "policy")
+        if average is not None:
+            average.load_state_dict(_tensors(found / "trained.pt"))
+        optimizer.load_state_dict(_tensors(found / "optimizer.pt"))
+        return read_state(found), _tensors(found / "generators.pt")
+    except Exception as error:  # each library that reads here has its own
+        raise _unreadable(found, error) from error
+
+
+def load_behind(found: Path) -> dict[int, dict[str, torch.Tensor]]:
+    """Older versions of the weights, none where the run had no use for them."""
+    path = found / "behind.pt"
+    if not path.exists():
+        return {}
+    versions: dict[int, dict[str, torch.Tensor]] = torch.load(path, map_location="cpu", weights_only=True)
+    return versions
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return found
+
+
+def _unreadable(found: Path, error: Exception) -> CheckpointError:
+    told = " ".join(str(error).split())[:200]
+    others = sorted(path.parent.name for path in found.parent.glob("step_*/state.json") if path.parent != found)
+    way = f"remove that folder, and --resume goes on from {others[-1]}" if others else "there is no other: start anew"
+    return CheckpointError(f"the checkpoint {found} is damaged or of another model ({told}): {way}")

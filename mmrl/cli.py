@@ -68,13 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--run", dest="folder", type=Path, metavar="DIR", help="the run folder (runs/<recipe>/<time>_seed<k>)"
     )
     train.add_argument("--resume", action="store_true", help="continue --run, or the newest run")
-    train.add_argument(
-        "--from",
-        dest="origin",
-        type=Path,
-        metavar="RUN",
-        help="a new run from the weights of this one",
-    )
+    train.add_argument("--from", dest="origin", type=Path, metavar="RUN", help="a new run from the weights of this one")
     train.set_defaults(run=_train)
 
     _add_runs(commands)
@@ -136,6 +130,12 @@ def _add_looking(commands: Commands) -> None:
     compare.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="default: runs/<name of the file>")
     compare.set_defaults(run=_compare)
 
+    mixture = commands.add_parser("mixture", help="which mixture of tasks to train on, told from pilot runs")
+    mixture.add_argument("config", help="a YAML file, or a recipe such as mixture/digits")
+    mixture.add_argument("overrides", nargs="*", metavar="key=value")
+    mixture.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="default: runs/<name of the config>")
+    mixture.set_defaults(run=_task, verb="mixture")
+
     report = commands.add_parser("report", help="one HTML page of one or several runs")
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the (first) run")
@@ -147,11 +147,11 @@ def _add_looking(commands: Commands) -> None:
     inspect.set_defaults(run=_inspect)
 
     rewards = commands.add_parser("rewards", help="how far to trust a reward: accuracy, biases, where it turns")
-    rewards.add_argument("verb", choices=("evaluate", "train", "pairs"), help="measure, train, write known pairs")
+    rewards.add_argument("task", choices=("evaluate", "train", "pairs"), help="measure, train, write known pairs")
     rewards.add_argument("config", nargs="?", metavar="CONFIG|PAIRS", help="a YAML file, a recipe, or a file of pairs")
     rewards.add_argument("overrides", nargs="*", metavar="key=value")
     rewards.add_argument("--run", dest="folder", type=Path, metavar="DIR", help="default: runs/<name of the config>")
-    rewards.set_defaults(run=_rewards)
+    rewards.set_defaults(run=_task, verb="rewards")
 
     listing = commands.add_parser("list", help="recipes and the parts of an algorithm, with one line each")
     listing.set_defaults(run=_list)
@@ -223,10 +223,11 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _rewards(options: argparse.Namespace) -> int:
+def _task(options: argparse.Namespace) -> int:
     from mmrl.tasks import run_task
 
-    return run_task(options.verb, options.config, options.overrides, options.folder)
+    verb = f"rewards {options.task}" if options.verb == "rewards" else options.verb
+    return run_task(verb, options.config, options.overrides, options.folder)
 
 
 def _inspect(options: argparse.Namespace) -> int:

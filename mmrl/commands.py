@@ -43,6 +43,7 @@ def train(
     run = RunFolder(Path(runtime.from_main(str(folder or RunFolder.default_path(loaded.recipe, experiment.seed)))))
     if resume:
         run.check_resumable(flatten(yaml.safe_load(loaded.resolved)))
+        run.check_writable()
     elif runtime.is_main:
         run.refuse_existing()  # before a model is loaded
     fork = RunFolder(origin).checkpoint() if origin is not None else None
@@ -125,7 +126,8 @@ def prepared(target: str, overrides: Sequence[str], which: str | None = None) ->
     loaded = load(str(folder / "config.yaml") if is_run else target, overrides)
     found = RunFolder(folder).checkpoint(which) if is_run else None
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
-    train = dataclasses.replace(loaded.experiment.train, ema=None)  # a checkpoint's policy is the average already
+    # a checkpoint's policy is the average already, and nothing is collected ahead of anything
+    train = dataclasses.replace(loaded.experiment.train, ema=None, ahead=None)
     trainer = Trainer(loaded.experiment.build(runtime, RunFolder(folder).start()), train, runtime)
     if found is not None:
         checkpoint.load(found, trainer.parts.policy, trainer.optimizer)

@@ -25,7 +25,7 @@ import yaml
 from mmrl.experiment import Experiment
 from mmrl.recipes import find_config, recipe_name
 from mmrl.user_code import add_code_folders, run_imports
-from mmrl.yaml_files import ConfigError, apply_override, read_yaml
+from mmrl.yaml_files import ConfigError, apply_override, check_values, read_yaml
 
 DOMAINS = ("vision", "diffusion", "vla")
 SOURCE_CONFIG = "_config"
@@ -74,6 +74,7 @@ def build[T](kind: type[T], raw: Mapping[str, object], path: Path) -> tuple[T, d
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{SOURCE_CONFIG}", type=kind)
     try:
+        check_values(raw)
         _check_sections(kind, raw)
         parsed = parser.parse_object({SOURCE_CONFIG: _spelt_out(raw)})
         built: T = getattr(parser.instantiate(parsed), SOURCE_CONFIG)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from mmrl.checkpoint import State
 from mmrl.metrics import PARITY_LIMIT, MetricWriter
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime
 from mmrl.settings import LoggingConfig
+from mmrl.state import State
 
 SHOWN = {
     "reward": "rollout/reward_mean", "kl": "update/kl", "moved": "update/approx_kl", "entropy": "rollout/entropy",

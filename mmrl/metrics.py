@@ -17,6 +17,8 @@
 | update/stopped_by_kl | whether `max_kl` ended the epochs early |
 | parity/logprob_diff_max, first_pass_ratio_max | recorded against re-scored log-probs: the first alarm of any bug |
 | diversity/spread, agreed, answer_entropy | how much the answers to one prompt differ, where that is measured |
+| ahead/staleness | updates since the policy that drew, mean over trajectories, where rollouts are collected ahead |
+| ahead/waited_s, ahead/queue | seconds for which the update waited for its rollout; samples that were waiting for it |
 | synthetic/... | the data server: what became of every description, staleness, queue |
 | eval/<metric> | held out, with /low and /high of its 95 % interval |
 | time/collect, time/update | seconds of this step |
@@ -168,16 +170,17 @@ class MetricWriter:
 
 
 def _lines_up_to(path: Path, step: int) -> list[dict[str, float]]:
-    """Whole lines of a metrics file up to `step`; a line cut by a kill is dropped."""
+    """Whole lines of a metrics file up to `step`; a line cut by a kill, or damaged, is dropped."""
     if not path.exists() or step == 0:
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if line["step"] <= step:
+        numbers = isinstance(line, dict) and all(isinstance(value, int | float) for value in line.values())
+        if numbers and line.get("step", step + 1) <= step:
             lines.append(line)
     return lines
 

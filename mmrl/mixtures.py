@@ -24,6 +24,15 @@ def basis(weights: Numbers) -> Numbers:
     return np.concatenate([weights, np.stack(pairs, axis=1)], axis=1) if pairs else weights
 
 
+def design(tasks: int) -> Numbers:
+    """Pilots (N, tasks) that tell all terms apart: each task alone, each two by halves, all alike, and all with one at
+    (m + 1) / 2m, which is in the middle between it alone and all alike."""
+    alone, alike = np.eye(tasks), np.full((1, tasks), 1 / tasks)
+    halves = [(alone[[i]] + alone[[j]]) / 2 for i, j in combinations(range(tasks), 2)]
+    found = np.unique(np.concatenate([alone, *halves, (alone + alike) / 2, alike]), axis=0)
+    return np.asarray(found, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """A surrogate, and how far off it was on each pilot run that it had not seen (N,)."""

@@ -30,6 +30,12 @@ class Parts:
         if self.reference is not None:
             self.reference.to(device)
 
+    def ask_policy(self) -> None:
+        """Let the policy report what the algorithm wants to know."""
+        self.policy.report_entropy = self.algorithm.needs_entropy
+        self.policy.report_outcome = self.algorithm.needs_outcome
+        self.policy.report = self.algorithm.reads
+
     def check(self, update: UpdateConfig) -> None:
         """That the parts suit each other and how they are used.
 

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from mmrl import checkpoint
+from mmrl.state import State, read_state
 from mmrl.yaml_files import flatten, read_yaml
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "diffusers", "lerobot", "mani-skill", "numpy")
@@ -62,6 +63,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is no such checkpoint.
+            CheckpointError: it is damaged.
         """
         if not (self.path / "config.yaml").is_file():
             raise RunFolderError(f"{self.path} is not the folder of a run: there is no config.yaml in it")
@@ -70,18 +72,18 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} has no checkpoint yet: continue it with `mmrl train --run {self.path} --resume`"
             )
-        state = json.loads((newest / "state.json").read_text())
+        state = read_state(checkpoint.verified(newest)) if which in (None, "best") else State()
         if which is None:
-            which = "best" if state.get("keep_best") else "latest"
-        step = state.get("best_step") if which == "best" else which
-        found = self.checkpoints / f"step_{int(step):06d}" if str(step).isdigit() else None
+            which = "best" if state.keep_best else "latest"
+        step = str(state.best_step if which == "best" else which)
+        found = self.checkpoints / f"step_{int(step):06d}" if step.isdecimal() else None
         if which == "latest":
             found = newest
         if found is None or not (found / "state.json").exists():
             steps = sorted(int(path.parent.name[5:]) for path in self.checkpoints.glob("step_*/state.json"))
-            more = "; save.best was not set" if which == "best" and step is None else ""
+            more = "; save.best was not set" if which == "best" and step == "None" else ""
             raise RunFolderError(f"{self.path} has no checkpoint {which!r}{more}: there are latest and {steps}")
-        return found
+        return checkpoint.verified(found)
 
     @staticmethod
     def default_path(recipe: str, seed: int) -> Path:
@@ -106,8 +108,9 @@ class RunFolder:
         """Hold the folder for this process.
 
         Raises:
-            RunFolderError: another process trains in it.
+            RunFolderError: another process trains in it, or it cannot be written.
         """
+        self.check_writable()
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -116,8 +119,19 @@ class RunFolder:
                 raise RunFolderError(f"another process trains in {self.path}: wait for it, or stop it first") from error
             yield
 
+    def check_writable(self) -> None:
+        """Raises RunFolderError if nothing can be written into the folder, or it cannot be made."""
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+            why = "may not be written" if there.is_dir() else "is a file"
+            raise RunFolderError(
+                f"the run folder {self.path} cannot be written: {there} {why}; name another one with --run, or see to "
+                "its permissions"
+            )
+
     def refuse_existing(self) -> None:
-        """Raises RunFolderError if the folder holds a run."""
+        """Raises RunFolderError if the folder holds a run, or nothing can be written into it."""
+        self.check_writable()
         if (self.path / "config.yaml").exists():
             raise RunFolderError(
                 f"{self.path} already holds a run: continue it with --resume, or name another folder with --run"

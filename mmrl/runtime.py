@@ -30,6 +30,10 @@ class RuntimeConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     threads: int | None = 1
 
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"runtime.threads is {self.threads}: give 1 or more, or null for torch's default")
+
 
 def helper_device(choice: Literal["auto", "cpu"]) -> torch.device:
     """Where a process that helps a run, such as one that makes data, computes: the accelerator of its rank, if any."""
@@ -60,6 +64,16 @@ class Runtime:
         self._generators: dict[str, torch.Generator] = {}
         torch.manual_seed(self._seed_of("torch"))
 
+    @classmethod
+    def of_share(cls, config: RuntimeConfig, seed: int, rank: int, world: int) -> Runtime:
+        """Of a process that draws what rank `rank` of `world` would, and belongs to no group of ranks itself."""
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)  # of who started it
+        found = cls(config, seed)
+        found.rank, found.world = rank, world
+        torch.manual_seed(found._seed_of("torch"))
+        return found
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run folder."""
@@ -82,10 +96,12 @@ class Runtime:
         generator.manual_seed(self._seed_of(name, shared))
         return generator
 
-    def generator_states(self) -> dict[str, Tensor]:
-        """States of all generators of all ranks, the global one included, by "rank/name"."""
+    def generator_states(self, other: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """States of all generators of all ranks, the global one included, by "rank/name"; `other` stand in the place
+        of this rank's, or beside them."""
         own = {f"{self.rank}/{name}": g.get_state() for name, g in self._generators.items()}
         own[f"{self.rank}/torch"] = torch.get_rng_state()
+        own |= other or {}
         if self.world == 1:
             return own
         return {key: state for part in gather_object([own]) for key, state in part.items()}

@@ -13,6 +13,10 @@ class Schedule(abc.ABC):
 
     warmup_steps: int = 0
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: give 0 or more")
+
     @abc.abstractmethod
     def decay(self, progress: float) -> float:
         """Factor at `progress` in [0, 1] of the steps after warm-up."""
@@ -33,20 +37,28 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
-class Linear(Schedule):
-    """Down to `final` at the last step."""
+class Falling(Schedule, abc.ABC):
+    """A schedule that ends at the factor `final`."""
 
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final < 0:
+            raise ValueError(f"schedule.final is {self.final}: give 0 or more, a factor on the learning rate")
+
+
+@dataclass(frozen=True)
+class Linear(Falling):
+    """Down to `final` at the last step."""
 
     def decay(self, progress: float) -> float:
         return 1.0 + (self.final - 1.0) * progress
 
 
 @dataclass(frozen=True)
-class Cosine(Schedule):
+class Cosine(Falling):
     """Down to `final` along half a cosine."""
-
-    final: float = 0.0
 
     def decay(self, progress: float) -> float:
         return self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * progress))

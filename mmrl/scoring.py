@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmrl.algorithm import Algorithm
+from mmrl.masked import masked_max
 from mmrl.runtime import acting
 from mmrl.statistics import Statistic
 from mmrl.types import Policy, Rollout
@@ -26,24 +27,42 @@ def reporting(policy: Policy, statistics: tuple[Statistic, ...]) -> Iterator[Non
         policy.report = before
 
 
-def completed(
-    rollout: Rollout, policy: Policy, reference: Policy | None, algorithm: Algorithm, micro_rows: int
-) -> Rollout:
-    """`rollout` with what the algorithm wants to know of it and its collector did not record: log-probs of the
-    reference, and statistics of the acting policy, which cost a run of it."""
-    if algorithm.needs_reference and reference is not None:
-        rollout = rollout.with_(ref_logprobs=score(reference, rollout, micro_rows))
+def described(rollout: Rollout, policy: Policy, algorithm: Algorithm, micro_rows: int) -> Rollout:
+    """`rollout` of `policy` with the statistics of it that the algorithm plans on and its collector did not record:
+    that costs a run of it."""
     missing = tuple(statistic for statistic in algorithm.plans_on if statistic.name not in rollout.stats)
-    if missing:
-        with reporting(policy, missing):
-            _, stats = observe(policy, rollout, micro_rows, missing)
-        rollout = rollout.with_(stats={**rollout.stats, **stats})
-    return rollout
+    if not missing:
+        return rollout
+    with reporting(policy, missing):
+        _, stats = observe(policy, rollout, micro_rows, missing)
+    return rollout.with_(stats={**rollout.stats, **stats})
+
+
+def referred(rollout: Rollout, reference: Policy | None, algorithm: Algorithm, micro_rows: int) -> Rollout:
+    """`rollout` with the log-probs of the reference, where the algorithm wants them."""
+    if not algorithm.needs_reference or reference is None:
+        return rollout
+    return rollout.with_(ref_logprobs=score(reference, rollout, micro_rows))
 
 
 def score(policy: nn.Module, rollout: Rollout, micro_rows: int) -> Tensor:
     """log pi of every decision of `rollout` (B, T) under `policy`, a few rows at a time; 0 outside the mask."""
     return observe(policy, rollout, micro_rows)[0]
+
+
+def parity(policy: Policy, rollout: Rollout, rows: int) -> float:
+    """Largest difference, per dimension of a decision, between recorded and re-scored log-probs of the first `rows`
+    trajectories that this policy drew."""
+    own = rollout.fresh().nonzero()[:rows, 0]
+    mask = rollout.mask[own]
+    if not bool(mask.any()):
+        return 0.0
+    steps = decisions(policy, mask)
+    index = torch.arange(steps.start, steps.stop, device=own.device).expand(len(own), -1)
+    with acting(policy):
+        found = policy(rollout.transitions.rows(own), index).logprobs
+    moved = (found.double() - rollout.logprobs[own, steps.start : steps.stop].double()).abs()
+    return float(masked_max(moved, mask[:, steps.start : steps.stop])) / rollout.decision_size
 
 
 def observe(

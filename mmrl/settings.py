@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmrl.ahead.config import Ahead
 from mmrl.batching import UpdateConfig
 from mmrl.schedules import Constant, Schedule
 from mmrl.types import RewardFunction
@@ -15,7 +16,8 @@ class TrainConfig:
     CPU seconds of it. `ema` is the decay of a moving average of the weights, which is then what is evaluated, saved
     and exported (null: none). `critic_lr` is the rate of a critic that is apart from its policy (null: the policy's),
     and the first `critic_warmup` steps train it alone. With `resample` groups whose rewards are all the same give way
-    to others, of at most so many further rollouts (`mmrl.resampling`)."""
+    to others, of at most so many further rollouts (`mmrl.resampling`). With `ahead` rollouts are collected while the
+    policy is updated (null: one after the other)."""
 
     steps: int = 100
     lr: float = 1e-5
@@ -28,16 +30,27 @@ class TrainConfig:
     critic_lr: float | None = None
     critic_warmup: int = 0
     resample: int = 0
+    ahead: Ahead | None = None
 
     def __post_init__(self) -> None:
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"train.ema is {self.ema}: give a decay between 0 and 1, such as 0.99, or null")
         if self.resample < 0:
             raise ValueError(f"train.resample is {self.resample}: give 0 (take groups as they come) or more")
+        if self.resample and self.ahead is not None and self.ahead.processes > 1:
+            raise ValueError(
+                f"train.resample is {self.resample} and train.ahead.processes is {self.ahead.processes}: they would "
+                "have to agree on each round; set resample to 0, or processes to at most 1"
+            )
         if self.critic_warmup < 0 or (self.critic_lr is not None and self.critic_lr <= 0):
             raise ValueError(
                 f"train.critic_warmup is {self.critic_warmup} and train.critic_lr is {self.critic_lr}: give 0 or more, "
                 "and more than 0 or null"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0:
+            raise ValueError(
+                f"train.betas is {self.betas} and train.weight_decay is {self.weight_decay}: give two numbers of at "
+                "least 0 and less than 1, and 0 or more"
             )
         if self.steps < 0 or self.lr <= 0:
             raise ValueError(f"train.steps is {self.steps} and train.lr is {self.lr}: give 0 or more, and more than 0")
@@ -58,6 +71,8 @@ class EvaluateConfig:
     attempts: int | None = None
 
     def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"evaluate.samples is {self.samples}: give 0 or more")
         if self.attempts is not None and self.attempts < 1:
             raise ValueError(f"evaluate.attempts is {self.attempts}: give 1 or more, or null for no pass@k")
         if self.every is not None and self.every < 1:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mmrl.checkpoint import SaveConfig, State
+from mmrl.checkpoint import SaveConfig
+from mmrl.state import State
 
 FAMILIES = ("eval", "update", "rollout", "reward", "watch")
 """Where a metric is looked for that is given by its last name alone, in this order."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mmrl.checkpoint import State
 from mmrl.runtime import Runtime
+from mmrl.state import State
 
 
 def summarise(state: State, primary_metric: str | None, runtime: Runtime) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What `mmrl rewards` runs: a class that a config names under `task`, which the core need not know."""
+"""What `mmrl rewards` and `mmrl mixture` run: a class that a config names under `task`; the core need not know it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = (".jsonl", ".json", ".parquet")
 
 @runtime_checkable
 class Task(Protocol):
-    """A frozen dataclass whose fields are the keys of the YAML. `verb` is the word after `mmrl rewards`."""
+    """A frozen dataclass whose fields are the keys of the YAML. `verb` is what comes after `mmrl`: "rewards train"."""
 
     verb: str
 
@@ -32,14 +32,15 @@ class Task(Protocol):
 
 
 def run_task(verb: str, target: str | None, overrides: Sequence[str], folder: Path | None) -> int:
-    """Run the task of a config; of data alone, or of nothing, that of the recipe `rewards/<verb>`.
+    """Run the task of a config; of data alone, or of nothing, that of the recipe that is called as the verb is.
 
     Raises:
         ConfigError: the config cannot be run.
     """
     if target is not None and target.endswith(DATA):
         target, overrides = None, [f"pairs.path={target}", *overrides]
-    path = find_config(target or f"rewards/{verb}")
+    recipe = verb.replace(" ", "/")
+    path = find_config(target or recipe)
     raw = read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
@@ -47,21 +48,28 @@ def run_task(verb: str, target: str | None, overrides: Sequence[str], folder: Pa
     run_imports(raw.pop("imports", []), path)
     name = raw.pop("task", None)
     if not isinstance(name, str):
-        raise ConfigError(f"{path}: the key `task` is missing: copy the recipe rewards/{verb}")
+        raise ConfigError(f"{path}: the key `task` is missing: copy the recipe {recipe}")
     task: object
     task, resolved = build(find_class(name, path, "task"), raw, path)
     if not isinstance(task, Task):
-        raise ConfigError(f"{path}: task {name!r} has no verb, runs and run: copy the recipe rewards/{verb}")
+        raise ConfigError(f"{path}: task {name!r} has no verb, runs and run: copy the recipe {recipe}")
     if task.verb != verb:
-        raise ConfigError(f"{path}: task {name!r} is for `mmrl rewards {task.verb}`, not `mmrl rewards {verb}`")
+        raise ConfigError(f"{path}: task {name!r} is for `mmrl {task.verb}`, not `mmrl {verb}`")
     folder = folder or Path("runs") / recipe_name(path)
-    for label, (recipe, words) in task.runs().items():
+    if status := train_missing(task.runs(), folder):
+        return status
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"config": {"task": name, **resolved}, "provenance": provenance()}
+    write_atomically(folder / "task.json", json.dumps(about, indent=1, default=str))
+    return task.run(folder)
+
+
+def train_missing(runs: Mapping[str, tuple[str, Sequence[str]]], folder: Path) -> int:
+    """Make the training runs that are not finished in `folder`/runs; the exit status of one that was stopped, or 0."""
+    for label, (recipe, words) in runs.items():
         run = RunFolder(folder / "runs" / label)
         if not (run.path / "summary.json").is_file():
             status = train(recipe, words, run.path, resume=(run.path / "config.yaml").is_file())
             if status != 0:
                 return status
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"config": {"task": name, **resolved}, "provenance": provenance()}
-    write_atomically(folder / "task.json", json.dumps(about, indent=1, default=str))
-    return task.run(folder)
+    return 0

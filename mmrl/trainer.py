@@ -7,30 +7,28 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from tqdm import tqdm
 
 from mmrl import checkpoint
-from mmrl.checkpoint import SaveConfig, State
+from mmrl.ahead.feed import Position
+from mmrl.ahead.start import feed_of
+from mmrl.checkpoint import SaveConfig
 from mmrl.critic import parameter_groups, scale_rates
 from mmrl.ema import Average
 from mmrl.journal import Journal
 from mmrl.parts import Parts
-from mmrl.resampling import collect
 from mmrl.run import RunFolder
 from mmrl.runtime import Runtime, acting, evaluating
-from mmrl.scoring import completed, reporting
 from mmrl.settings import EvaluateConfig, LoggingConfig, TrainConfig
+from mmrl.state import State
 from mmrl.stopping import StopRule, Watch
 from mmrl.summary import summarise
 from mmrl.terminal import interruptible
 from mmrl.types import Estimate, Rollout
 from mmrl.update import update
-
-Position = tuple[dict[str, object], dict[str, torch.Tensor]]
-"""Where a collector and every generator stand."""
 
 
 class Trainer:
@@ -53,9 +51,8 @@ class Trainer:
         self.watch = Watch(tuple(stop), self.saving)
         parts.check(train.update)
         parts.to(runtime.device)
-        parts.policy.report_entropy = parts.algorithm.needs_entropy
-        parts.policy.report_outcome = parts.algorithm.needs_outcome
-        parts.policy.report = parts.algorithm.reads
+        parts.ask_policy()
+        self.feed = feed_of(parts, train, runtime, folder)
         if parts.algorithm.needs_exact_kl and parts.reference is not None:
             parts.policy.kl_reference = (parts.reference,)
         groups = parameter_groups(parts.policy, train.critic_lr, train.lr)
@@ -80,7 +77,7 @@ class Trainer:
             self.watch.look(self.state, line)
             if self.watch.note_best(self.state, line):
                 self._save(self._position())
-        with interruptible(self._stop), closing(journal):
+        with interruptible(self._stop), closing(journal), closing(self.feed):
             done = self._look(journal, {}) if self.state.unevaluated else self._done()
             while not done and not self.interrupted:
                 cpu, wall = self._cpu_s(), time.perf_counter()
@@ -88,7 +85,11 @@ class Trainer:
                 self.state.cpu_s += max(0.0, self._cpu_s() - cpu)
                 self.state.wall_s += time.perf_counter() - wall
                 metrics["time/cpu"] = self.state.cpu_s
-                journal.step(self.state, metrics)
+                try:
+                    journal.step(self.state, metrics)
+                except OSError:  # a disk that is full, say
+                    self._rescue()
+                    raise
                 if self.state.step == 1:
                     self.watch.check_names(self.state, metrics)
                 self.interrupted = self.runtime.any_rank(self.interrupted)
@@ -113,7 +114,7 @@ class Trainer:
     def _cpu_s(self) -> float:
         """Of this process, of those that it started and that have ended, and of the collector's."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + ended.ru_utime + ended.ru_stime + self.parts.collector.cpu_s()
+        return time.process_time() + ended.ru_utime + ended.ru_stime + self.feed.cpu_s()
 
     def _done(self) -> bool:
         budget = self.train.cpu_budget_s
@@ -125,9 +126,6 @@ class Trainer:
         runtime, parts = self.runtime, self.parts
         began = time.perf_counter()
         rollout = self._collect()
-        with runtime.accelerator.autocast():  # as the policy itself is scored
-            rows = self.train.update.micro_rows
-            rollout = completed(rollout, parts.policy, parts.reference, parts.algorithm, rows)
         collected = time.perf_counter()
         lr = self.train.lr * self.train.schedule(self.state.step, self.train.steps)
         scale_rates(self.optimizer, lr)
@@ -137,9 +135,10 @@ class Trainer:
                 self.policy, rollout, parts.algorithm, self.prepared, runtime, self.train.update, critic_only
             )
         self._count(rollout)
+        self.feed.updated(self.state.step)
         return {
             **metrics,
-            **parts.collector.measured(),
+            **self.feed.measured(),
             "update/lr": lr,
             "time/collect": collected - began,
             "time/update": time.perf_counter() - collected,
@@ -147,12 +146,9 @@ class Trainer:
 
     def _collect(self) -> Rollout:
         """A rollout. Should it fail, on a reward say, the run is saved as it stood before this step."""
-        parts, before = self.parts, self._position() if self.runtime.world == 1 else None
+        before = self._position() if self.runtime.world == 1 else None
         try:
-            asked = reporting(parts.policy, parts.algorithm.plans_on)
-            with acting(parts.policy), self.runtime.accelerator.autocast(), asked:
-                generator = self.runtime.generator("collect")
-                return collect(parts.collector, parts.policy, generator, self.train.resample, self.runtime)
+            return self.feed.next(self.state.step)
         except Exception:
             self._rescue(before)
             raise
@@ -181,6 +177,7 @@ class Trainer:
         """Evaluate, write figures and samples; returns eval/<metric> with its interval."""
         before, step = self._cpu_s(), self.state.step
         journal.evaluating()
+        self.feed.settle()
         try:
             own = {name: asdict(estimate) for name, estimate in self.evaluate(between).items()}
             found = json.loads(self.runtime.from_main(json.dumps(own)))  # ranks must agree on when to stop
@@ -206,29 +203,33 @@ class Trainer:
             tqdm.write(f"saved at step {self.state.step}: mend the cause below, then --resume")
 
     def _position(self) -> Position:
-        return self.parts.collector.state_dict(), self.runtime.generator_states()
+        found = self.feed.position()
+        return replace(found, generators=self.runtime.generator_states(found.generators))
 
     def _save(self, position: Position) -> None:
         if self.folder is None:
             return
-        self.state.collector, generators = position
+        self.state.collector = position.collector
         self.state.advantage = self.parts.algorithm.advantage.state_dict()
         self.state.parts = self.parts.algorithm.state_dict()
         if self.runtime.is_main:
             target, policy = self.folder.checkpoints, self.parts.policy
-            checkpoint.save(target, policy, self.optimizer, generators, self.state, self.saving.keep, self.average)
+            keep, drawn_from = self.saving.keep, position.generators
+            checkpoint.save(target, policy, self.optimizer, drawn_from, self.state, keep, self.average, position.behind)
         self.runtime.wait()
 
     def _restore(self) -> None:
         found = checkpoint.latest(self.folder.checkpoints) if self.folder is not None else None
         if found is None:
             return
-        self.state, generators = checkpoint.load(found, self.parts.policy, self.optimizer, self.average)
+        self.state, generators = checkpoint.load(
+            checkpoint.verified(found), self.parts.policy, self.optimizer, self.average
+        )
         self.state.stopped_by, self.state.keep_best = "", False  # who resumes wants to go on
-        self.parts.collector.load_state_dict(self.state.collector)
         self.parts.algorithm.advantage.load_state_dict(self.state.advantage)
         self.parts.algorithm.load_state_dict(self.state.parts)
         self.runtime.load_generator_states(generators)
+        self.feed.restore(self.state.step, Position(self.state.collector, generators, checkpoint.load_behind(found)))
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0

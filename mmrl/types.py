@@ -38,7 +38,7 @@ class Transitions(abc.ABC):
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Those of several rollouts as one, rows under each other; what is shorter is padded."""
-        raise ValueError(f"{cls.__name__} of several rollouts cannot be joined: set train.resample to 0")
+        raise ValueError(f"several {cls.__name__} cannot be joined: set train.resample and train.ahead.processes to 0")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Rollout:
     With a demonstration the log-probs were not recorded by a sampler, so there is no ratio and no parity to speak of.
 
     Raises:
-        ValueError: a shape that is not (B, T), a mask outside alive, alive that is not a prefix of the row, or a number
-            that is not finite where it is read.
+        ValueError: a shape that is not (B, T), a mask outside alive, gaps in alive, or a number read and not finite.
     """
 
     transitions: Transitions  # B
@@ -74,6 +73,7 @@ class Rollout:
     decision_size: int = 1  # dimensions of one decision, for parity per dimension
     demonstration: bool = False
     replayed: Tensor | None = None  # (B,) bool: recorded under an older policy; the return is the advantage
+    staleness: Tensor | None = None  # (B,) long: updates since the policy that drew it; None: none
 
     def __post_init__(self) -> None:
         check_rollout(self)
@@ -111,6 +111,7 @@ class Batch:
     returns: Tensor | None = None  # (b, t), targets of a critic
     old_values: Tensor | None = None  # (b, t)
     replayed: Tensor | None = None  # (b,) bool
+    staleness: Tensor | None = None  # (b,) long
     rewards: Tensor | None = None  # (b,), of whole trajectories, shaped
     stats: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t): of the acting policy, and what parts planned
     current: Mapping[str, Tensor] = field(default_factory=dict)  # (b, t) with gradient: `Evaluation.stats`
@@ -133,8 +134,7 @@ class Evaluation:
 
 
 class Policy(nn.Module, abc.ABC):
-    """A generative model whose decisions have a density. Call it, never `.forward`: DDP and FSDP hooks
-    live in `__call__`."""
+    """A generative model whose decisions have a density. Call it, never `.forward`: DDP and FSDP hook `__call__`."""
 
     windowable: bool = True
     """Whether a window of the decisions of a trajectory can be scored without the others."""

@@ -167,10 +167,11 @@ def tally_ratio(evaluation: Evaluation, batch: Batch, tally: Tally, first_pass: 
     if not bool(mask.any()):
         return
     tally.maximum("update/ratio_max", float(masked_max(moved, mask).exp()))
-    if first_pass:
-        difference = float(masked_max(moved.double().abs() / decision_size, mask))
+    own = mask if batch.staleness is None else mask & (batch.staleness == 0)[:, None]  # drawn by this very policy
+    if first_pass and bool(own.any()):
+        difference = float(masked_max(moved.double().abs() / decision_size, own))
         tally.maximum("parity/logprob_diff_max", difference)
-        tally.maximum("parity/first_pass_ratio_max", float(masked_max(moved.abs(), mask).exp()))
+        tally.maximum("parity/first_pass_ratio_max", float(masked_max(moved.abs(), own).exp()))
 
 
 def credit_metrics(plan: Plan) -> dict[str, float]:

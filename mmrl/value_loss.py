@@ -24,6 +24,12 @@ class ValueRegression(ValueLoss):
     clip: float | None = None
     huber: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("coef", "clip", "huber"):
+            if vars(self)[name] is not None and vars(self)[name] <= 0:
+                null = "" if name == "coef" else ", or null"
+                raise ValueError(f"value_loss.{name} is {vars(self)[name]}: give more than 0{null}")
+
     def _error(self, values: Tensor, targets: Tensor) -> Tensor:
         if self.huber is None:
             return 0.5 * mse_loss(values, targets, reduction="none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -21,7 +22,9 @@ class _Unique(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable) or isinstance(key, tuple):
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: a key is a word, not {str(key)[:40]}")
             if key in seen:
                 raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice: remove one")
             seen.add(key)
@@ -33,6 +36,23 @@ _Unique.add_implicit_resolver(
 )
 
 
+def parsed(text: str) -> object:
+    """What YAML says.
+
+    Raises:
+        ConfigError: a key stands twice, or is no word.
+        yaml.YAMLError: it is not YAML, or holds a value that cannot be.
+    """
+    try:
+        return yaml.load(text, Loader=_Unique)  # noqa: S506  # a SafeLoader
+    except ConfigError:
+        raise
+    except (ValueError, ArithmeticError) as error:  # a date of month 13
+        raise yaml.YAMLError(str(error)) from error
+    except RecursionError as error:
+        raise yaml.YAMLError("its brackets stand too deep in one another") from error
+
+
 def read_yaml(path: Path) -> dict[str, object]:
     """The mapping in a YAML file.
 
@@ -42,7 +62,9 @@ def read_yaml(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: {nearest(str(path))}`mmrl list` names the recipes")
     try:
-        found = yaml.load(path.read_text(), Loader=_Unique)  # noqa: S506  # a SafeLoader
+        found = parsed(path.read_text())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text, and so no config: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -63,7 +85,7 @@ def apply_override(raw: dict[str, object], override: str) -> None:
         component = _child(node, name, ".".join(path[: place + 1]))
         node = component if [*path, last][place + 1] in ("class_path", "init_args") else _enter(component)
     try:
-        value = yaml.load(text, Loader=_Unique)  # noqa: S506  # a SafeLoader
+        value = parsed(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {override!r} is not YAML: quote it, or close its brackets") from error
     if isinstance(node, list):
@@ -100,6 +122,23 @@ def _enter(node: object) -> object:
     if isinstance(node, dict) and "class_path" in node:
         return node.setdefault("init_args", {})
     return node
+
+
+def check_values(raw: object, key: str = "") -> None:
+    """That keys are words and numbers finite: a learning rate that is not would pass every `> 0`.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if isinstance(raw, float) and not math.isfinite(raw):
+        raise ConfigError(f"{key} is {raw}: give a finite number, or null where the key allows it")
+    children = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, list) else ()
+    for name, child in children:
+        if isinstance(raw, Mapping) and not isinstance(name, str):
+            raise ConfigError(
+                f"{f'{key} holds the' if key else 'the'} key {name!r}, which is no word: quote it, or remove it"
+            )
+        check_values(child, f"{key}.{name}" if key else str(name))
 
 
 def flatten(nested: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.functions import Function, find_function
+from rewards.patience import LateError, at_most
 
 
 class RewardError(ValueError):
@@ -27,12 +29,18 @@ class Compares(RewardFunction):
 
 @dataclass(frozen=True)
 class Part:
-    """One reward of a sum: a RewardFunction, or the dotted path of a plain Python function."""
+    """One reward of a sum: a RewardFunction, or the dotted path of a plain Python function. It has `timeout_s` seconds
+    for a batch, after which the run is saved and ends (null: it may hang for ever)."""
 
     use: RewardFunction | str
     weight: float = 1.0
+    timeout_s: float | None = 3600.0
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"rewards.*.weight is {self.weight}: give a finite number")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"rewards.*.timeout_s is {self.timeout_s}: give more than 0 seconds, or null")
         if isinstance(self.use, str):
             find_function(self.use)  # a misspelt one is found out before anything runs
 
@@ -53,7 +61,9 @@ class WeightedSum(RewardFunction):
             raise ValueError("rewards is empty: give at least one, such as `accuracy: {use: rewards.text.AnswerMatch}`")
 
     def __call__(self, samples: Samples) -> Scores:
-        found = {name: checked(name, part.function, samples) for name, part in self.parts.items()}
+        found = {
+            name: checked(name, part.function, samples, timeout_s=part.timeout_s) for name, part in self.parts.items()
+        }
         values = torch.zeros(len(samples))
         applicable = torch.zeros(len(samples), dtype=torch.bool)
         for name, scores in found.items():
@@ -62,16 +72,25 @@ class WeightedSum(RewardFunction):
         return Scores(values, applicable, found)
 
 
-def checked(name: str, function: RewardFunction, samples: Samples, section: str = "rewards") -> Scores:
+def checked(
+    name: str, function: RewardFunction, samples: Samples, section: str = "rewards", timeout_s: float | None = None
+) -> Scores:
     """The scores of `function`, the part `name` of `section` of the config, if there is one finite number per sample.
 
     Raises:
-        RewardError: it raised, or gave another number of scores, or one that is not finite.
+        RewardError: it raised, took longer than `timeout_s`, or gave another number of scores, or one that is not
+            finite.
     """
     try:
-        scores = function(samples)
+        with at_most(timeout_s):
+            scores = function(samples)
     except RewardError:
         raise
+    except LateError as error:
+        raise RewardError(
+            f"{section}.{name} ({type(function).__name__}) {error} on a batch of {len(samples)} samples: mend it, or "
+            f"raise {section}.{name}.timeout_s, then --resume"
+        ) from error
     except Exception as error:
         raise RewardError(
             f"{section}.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "

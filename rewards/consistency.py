@@ -10,13 +10,16 @@ nothing.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from mmrl.types import RewardFunction, Samples, Scores
 from rewards.compose import checked
-from rewards.text import AnswerMatch, TagFormat
+from rewards.functions import as_scores
+from rewards.text import AnswerMatch, TagFormat, tagged
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,26 @@ class ConsistentAnswer(RewardFunction):
         leads = torch.where(parts["consistent"].applicable, verdict, 0.0)
         values = self.format_weight * parts["format"].values + parts["right"].values * (1.0 + 0.5 * leads)
         return Scores(values, parts["right"].applicable, parts)
+
+
+@dataclass(frozen=True)
+class ThoughtImplies(RewardFunction):
+    """Whether the thought leads to the answer, by rule: the column `implied` has the answer that follows from each word
+    that a thought may say. 1 if that is the answer given, right or wrong, 0 if not; not applicable to a thought that
+    says none of them, or several from which different answers follow. A judge of its own where there is no such
+    column."""
+
+    thought: str = "think"
+    answer: str = "answer"
+
+    def __call__(self, samples: Samples) -> Scores:
+        if "implied" not in samples.columns:
+            raise ValueError(f"ThoughtImplies reads the column 'implied', and the data has {sorted(samples.columns)}")
+        scores: list[float | None] = []
+        for output, implied in zip(samples.outputs, samples.columns["implied"], strict=True):
+            assert isinstance(implied, Mapping)
+            words = re.findall(r"\w+", tagged(str(output), self.thought).casefold())
+            follows = {implied[word] for word in words if word in implied}
+            given = AnswerMatch(self.answer).extract(str(output)).casefold()
+            scores.append(float(follows == {given}) if len(follows) == 1 else None)
+        return as_scores(scores)

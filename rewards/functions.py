@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,18 @@ def find_function(path: str) -> Callable[..., Any]:
 
 
 def as_scores(numbers: object) -> Scores:
-    """Numbers, or None where a reward does not apply, as scores."""
+    """Numbers, or None where a reward does not apply, as scores.
+
+    Raises:
+        ValueError: they are words, or named.
+        TypeError: they are no list, or hold what is no number.
+    """
+    if isinstance(numbers, str | bytes | Mapping):
+        raise ValueError(f"it gave {type(numbers).__name__}: give a list with one number, or None, a sample")
     listed = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)  # type: ignore[call-overload]
+    words = [number for number in listed if isinstance(number, str | bytes)]
+    if words:
+        raise ValueError(f"it gave {words[0]!r} among the scores: give numbers, or None where it does not apply")
     applicable = torch.tensor([number is not None for number in listed], dtype=torch.bool)
     values = torch.tensor([0.0 if number is None else float(number) for number in listed], dtype=torch.float32)
     return Scores(values, applicable)

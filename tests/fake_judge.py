@@ -83,8 +83,8 @@ class FakeJudge:
 
 
 @contextmanager
-def serving(fake: FakeJudge) -> Iterator[FakeJudge]:
-    """`fake` at `fake.url`."""
+def serving(fake: FakeJudge, port: int = 0) -> Iterator[FakeJudge]:
+    """`fake` at `fake.url`; port 0 is one that is free."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -125,7 +125,7 @@ def serving(fake: FakeJudge) -> Iterator[FakeJudge]:
         def handle_error(self, request: object, address: object) -> None:
             pass  # a connection that was cut
 
-    service = Service(("127.0.0.1", 0), Handler)
+    service = Service(("127.0.0.1", port), Handler)
     threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True).start()
     fake.url = f"http://127.0.0.1:{service.server_port}"
     try:

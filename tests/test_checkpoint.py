@@ -26,6 +26,8 @@ import torch
 from mmrl import checkpoint
 from mmrl.checkpoint import CheckpointError
 from mmrl.runtime import Runtime, RuntimeConfig
+from mmrl.seals import seal
+from mmrl.state import State
 from tests.toy import ToyPolicy, ToyPolicyConfig, toy_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -291,7 +293,7 @@ def full(*arguments: object, **keywords: object) -> None:
 
 def saved(folder: Path, step: int, policy: ToyPolicy, keep: int = 2) -> Path:
     optimizer = torch.optim.AdamW(policy.parameters())
-    state = checkpoint.State(step=step, cpu_s=1.0)
+    state = State(step=step, cpu_s=1.0)
     return checkpoint.save(folder, policy, optimizer, {"0/torch": torch.get_rng_state()}, state, keep)
 
 
@@ -391,6 +393,8 @@ def test_a_checkpoint_holds_no_code(tmp_path: Path) -> None:
     found = saved(tmp_path / "checkpoints", 1, policy)
     for name in ("generators.pt", "optimizer.pt"):
         torch.save({"x": Harm()}, found / name)
+        seal(found)  # as one who means harm would
+        checkpoint.verified(found)
         with pytest.raises(Exception, match=r"[Ww]eights.only"):
             checkpoint.load(found, policy, torch.optim.AdamW(policy.parameters()))
     assert not (tmp_path / "harm").exists()

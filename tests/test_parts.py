@@ -24,7 +24,7 @@ from mmrl.aggregates import SequenceMean, TokenMean
 from mmrl.algorithm import Advantage, Algorithm, Part, Regulariser, Selector, Shaper, Surrogate
 from mmrl.batching import UpdateConfig
 from mmrl.parts import Parts
-from mmrl.scoring import completed
+from mmrl.scoring import described, referred
 from mmrl.statistics import EVERY_NOISE
 from mmrl.surrogates import PPOClip
 from mmrl.types import Rollout
@@ -95,7 +95,7 @@ def acted(policy: ToyPolicy, algorithm: Algorithm, still: bool = False) -> Rollo
     last = rollout.alive & ~torch.nn.functional.pad(rollout.alive[:, 1:], (0, 1))
     rollout = rollout.with_(behaviour_logprobs=rollout.logprobs + noise, rewards=torch.where(last, won[:, None], 0.0))
     reference = policy if still else ToyPolicyConfig(kind=policy.config.kind, critic=True, init_seed=9).make()
-    rollout = completed(rollout, policy, reference, algorithm, 64)
+    rollout = referred(described(rollout, policy, algorithm, 64), reference, algorithm, 64)
     jitter = 0.02 * torch.rand(rollout.logprobs.shape, generator=generator)  # a toy's states stay what they are
     measured = {statistic.name for statistic in algorithm.plans_on}
     rollout = rollout.with_(stats={n: t + jitter if n in measured else t for n, t in rollout.stats.items()})

@@ -11,9 +11,9 @@ import torch
 
 from tests.test_sim_workers import gone
 from tests.toy_robot import load, make_policy
-from tests.toy_workers import STEPS, Elementwise, begun, forked
+from tests.toy_workers import STEPS, Elementwise, Point, begun, forked
 from vla.rollouts import Begun, Played, Watcher, play
-from vla.sim.base import SimulationConfig, TaskConfig
+from vla.sim.base import Chunk, SimulationConfig, SimulationError, Simulator, TaskConfig
 from vla.sim.ring import divide
 from vla.sim.start import start
 from vla.sim.workers import STOPS_S
@@ -118,6 +118,100 @@ def test_a_worker_that_dies_or_hangs_loses_its_episodes_in_all_parts(monkeypatch
         (part, chunk), = simulator.arrived()  # fmt: skip
         assert part == 1
         assert not chunk.broken.any()  # told once
+
+
+def all_arrived(simulator: Simulator, waiting: int) -> dict[int, Chunk]:
+    found: dict[int, Chunk] = {}
+    while len(found) < waiting:
+        found |= dict(simulator.arrived())
+    return found
+
+
+def test_episodes_in_new_scenes_are_played_again_in_every_part(monkeypatch):
+    """The worker dies while the policy acts: at rest, or with parts under way and others at different chunks."""
+
+    class Kills(Elementwise):
+        def __init__(self, call: int) -> None:
+            super().__init__()
+            self.call = call
+
+        def act(self, seen, noise, stochastic):
+            if len(self.batches) == self.call:
+                simulator._workers[1].process.kill()
+            return super().act(seen, noise, stochastic)
+
+    with forked(monkeypatch, SimulationConfig(copies=COUNT, workers=2)) as simulator:
+        whole = play(Elementwise(), simulator, begun(COUNT))
+    config = SimulationConfig(copies=COUNT, workers=2, ring=3, restarts=4, rebuild=True)
+    with forked(monkeypatch, config, step_s=0.002) as simulator:
+        for number, call in enumerate((0, 1, 3, 5)):
+            same(whole, play(Kills(call), simulator, begun(COUNT)))
+            assert simulator.restarted == number + 1
+    assert not whole.of("broken").any()
+
+
+def test_what_a_worker_answered_before_it_died_is_not_asked_again(monkeypatch):
+    """It has answered for one part, which waits for another worker, when it dies with the other part under way."""
+    moves, every = torch.rand(2, 2, 6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    found: list[dict[int, Chunk]] = []
+    config = SimulationConfig(copies=4, workers=2, ring=2, rebuild=True, terminate=False)
+    with forked(monkeypatch, config) as simulator:
+        for dies in (False, True):
+            simulator.reset(every, every)
+            first, second = (worker.process.pid for worker in simulator._workers)
+            if dies:
+                os.kill(first, signal.SIGSTOP)
+            simulator.begin_chunk(0, moves[0][:, :2])
+            if dies:
+                simulator._hear(5.0)  # of part 0 by the second worker
+                os.kill(second, signal.SIGSTOP)
+            simulator.begin_chunk(1, moves[1][:, :3])
+            if dies:
+                os.kill(second, signal.SIGKILL)
+                os.kill(first, signal.SIGCONT)
+            chunks = all_arrived(simulator, 2)
+            simulator.begin_chunk(0, moves[0][:, 2:])
+            found += [chunks, all_arrived(simulator, 1)]
+        assert simulator.restarted == 1
+    for undisturbed, disturbed in zip(found[:2], found[2:], strict=True):
+        for part, chunk in undisturbed.items():
+            assert chunk.alive.all()
+            assert torch.equal(chunk.final.state, disturbed[part].final.state)
+            assert torch.equal(chunk.rewards, disturbed[part].rewards)
+            assert not disturbed[part].broken.any()
+
+
+def test_actions_that_end_every_process_lose_the_episodes_of_the_worker_for_good(monkeypatch):
+    step = Point.step
+
+    def dies(point: Point, action):
+        if action[0] == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(point, action)
+
+    monkeypatch.setattr(Point, "step", dies)
+    config = SimulationConfig(copies=4, workers=2, ring=2, rebuild=True, restarts=3, terminate=False)
+    every, still, deadly = torch.arange(4), torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)
+    deadly[1] = 9  # row 1, of the second worker
+    with forked(monkeypatch, config) as simulator:
+        simulator.reset(every, every)
+        simulator.begin_chunk(0, deadly)
+        simulator.begin_chunk(1, still)
+        for chunk in all_arrived(simulator, 2).values():
+            assert chunk.broken.tolist() == [False, True]
+        assert simulator.restarted == 2  # its successor died of them too
+        simulator._workers[1].process.kill()
+        for part in range(2):
+            simulator.begin_chunk(part, still)
+        for chunk in all_arrived(simulator, 2).values():
+            assert chunk.alive.any(-1).tolist() == [True, False]  # nobody plays again what was lost
+            assert not chunk.broken.any()
+        simulator.begin_chunk(0, still.index_fill(0, torch.tensor(1), 9))  # of an episode that is over: not read
+        assert not all_arrived(simulator, 1)[0].broken.any()
+        assert simulator.reset(every, every).state.shape == (4, 3)
+        simulator.begin_chunk(0, deadly)
+        with pytest.raises(SimulationError, match="after 3 restarts: is there enough memory"):
+            simulator.arrived()
 
 
 def test_a_part_is_asked_for_once_and_what_is_left_under_way_disturbs_nobody(monkeypatch):

@@ -16,6 +16,7 @@ import torch
 import tests.own_tasks  # noqa: F401  registers, as `imports:` does
 from vla.sim import rendering
 from vla.sim.base import SimulationConfig, SimulationError, TaskConfig
+from vla.sim.process import Worker
 from vla.sim.start import start
 from vla.sim.tasks import known, missing_assets, module_of
 from vla.sim.worker import Job, Rows, prepare
@@ -117,6 +118,42 @@ def test_a_worker_that_dies_or_hangs_is_started_again_and_its_episodes_are_lost(
         with pytest.raises(SimulationError, match=r"exit code -9, after 2 restarts: is there enough memory"):
             simulator.chunk_step(still)
         assert all(gone(process) for process in processes)
+
+
+def test_episodes_in_new_scenes_are_played_again_by_the_next_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows stand at different steps when their worker dies, since one was begun later; the next one is killed while it
+    starts."""
+    chance = torch.Generator().manual_seed(0)
+    moves = [torch.rand(2, 3, 4, generator=chance) * 2 - 1 for _ in range(3)]
+    every, late = torch.arange(2), torch.tensor([1])
+
+    def played(dies: bool) -> list[torch.Tensor]:
+        simulator.reset(every, every + 5)
+        simulator.chunk_step(moves[0])
+        begun = simulator.reset(late, late + 50)
+        if dies:
+            simulator._workers[0].process.kill()
+        second = simulator.chunk_step(moves[1])
+        third = simulator.chunk_step(moves[2], then=every + 9)
+        assert not (second.broken | third.broken).any()
+        return [begun.state, second.rewards, second.observations.state, third.final.state, third.rewards, third.alive]
+
+    config = SimulationConfig(copies=2, workers=1, restarts=2, rebuild=True)
+    with start([TaskConfig("PushCube-v1", reward="dense")], config) as simulator:
+        wanted = played(dies=False)
+        begin, killed = Worker.start, []
+
+        def once(worker: Worker) -> None:
+            begin(worker)
+            if not killed:
+                killed.append(worker.process.pid)
+                worker.process.kill()
+
+        monkeypatch.setattr(Worker, "start", once)
+        found = played(dies=True)
+        assert simulator.restarted == 2
+    assert [torch.equal(one, other) for one, other in zip(found, wanted, strict=True)] == [True] * len(wanted)
+    assert wanted[1][0].ne(wanted[1][1]).all()  # dense rewards of different episodes
 
 
 def test_a_task_that_ends_its_process_or_cannot_be_built_says_so() -> None:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from mmrl import commands
-from mmrl.checkpoint import SaveConfig, State
+from mmrl.checkpoint import SaveConfig
 from mmrl.cli import main
 from mmrl.run import RunFolder, RunFolderError
+from mmrl.state import State
 from mmrl.stopping import StopRule, Watch, find_metric, require_metric
 from tests.toy import toy_config
 

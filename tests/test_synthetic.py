@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import random
 import signal
@@ -257,8 +258,8 @@ def test_the_oldest_make_room() -> None:
 
 
 def test_a_server_that_is_killed_loses_and_doubles_nothing() -> None:
-    # more tries than kills: several of them may hit the same batch, and it is not to be refused for that
-    server = DataServer(Slow(), (), ServerConfig(batch=4, tries=6))
+    # room for all, and more tries than kills: several of them may hit the same batch, which is not to be refused for that
+    server = DataServer(Slow(), (), ServerConfig(queue=100, batch=4, tries=6))
     chance, found = random.Random(0), []
     try:
         for kill in range(5):
@@ -296,6 +297,24 @@ def test_what_kills_every_process_is_refused_and_the_rest_is_made() -> None:
         "",
     ]
     assert server.tally.restarts == 2
+
+
+def test_a_process_that_is_killed_while_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, killed = multiprocessing.process.BaseProcess.start, []
+
+    def dies(process: multiprocessing.process.BaseProcess) -> None:
+        begin(process)
+        if len(killed) < most:
+            killed.append(process.pid)
+            process.kill()
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", dies)
+    most = 1
+    DataServer(Slow(), (), ServerConfig(tries=2)).close()
+    killed, most = [], 2
+    with pytest.raises(ServerError, match="Slow could not be started: it ended while it started"):
+        DataServer(Slow(), (), ServerConfig(tries=2))
+    assert len(killed) == 2
 
 
 def test_a_generator_that_cannot_be_loaded_is_said_before_training() -> None:

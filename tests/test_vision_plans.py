@@ -606,9 +606,9 @@ def test_a_plan_is_named_in_a_config() -> None:
         (["synthetic.generator=vision.synthetic.Backgrounds"], r"rollout\.plan is SPEAR and `synthetic` is set"),
         (
             ["train.resample=2"],
-            r"rollout\.plan is SPEAR, which keeps answers .* train\.resample 2: .* set critic to null",
+            r"rollout\.plan is SPEAR, which remembers .* train\.resample 2: .* set critic to null",
         ),
-        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, which keeps answers .*widths=.*: nobody recorded"),
+        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, which remembers .*widths=.*: nobody recorded"),
     ],
 )
 def test_a_plan_is_refused_before_anything_runs(more: list[str], told: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmrl.order import Shuffled, check_shared_out
+from mmrl.order import Order, Shuffled, Weighted, check_shared_out
 from mmrl.runtime import Runtime
 from mmrl.types import Collector, Policy, RewardFunction, Rollout, Scores, Transitions
 from vision.conversation import Conversation, Held, Limits, as_samples, converse, in_one_turn
@@ -36,7 +36,7 @@ class RolloutConfig:
     server: Server | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "group", "max_new_tokens", "turns"):
+        for name in ("prompts", "group", "max_new_tokens", "max_prompt_tokens", "turns"):
             if vars(self)[name] < 1:
                 raise ValueError(f"rollout.{name} is {vars(self)[name]}: give 1 or more")
         if self.server is not None and (self.turns > 1 or self.plan is not None):
@@ -70,7 +70,9 @@ class AnswerCollector(Collector):
         config: RolloutConfig,
         runtime: Runtime,
         tool: Tool | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        """`weights` say how often examples of each task, their column `task`, are asked."""
         check_shared_out(config.prompts, runtime)
         if not examples:
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
@@ -78,8 +80,8 @@ class AnswerCollector(Collector):
         self.config, self.runtime, self.tool = config, runtime, tool
         if config.plan is not None and config.plan.remembers and runtime.world > 1:
             raise ValueError(
-                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has the "
-                "answers that one of them keeps: run it on one, or set plan to null"
+                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has what "
+                "one of them remembers: run it on one, or set plan to null"
             )
         if config.server is not None and runtime.world > 1:
             raise ValueError(
@@ -90,7 +92,9 @@ class AnswerCollector(Collector):
         """With the server that draws."""
         self.plan = None if config.plan is None else replace(config.plan)
         """The config's, with a memory of its own."""
-        self.order = Shuffled(len(examples), runtime, "prompts")
+        self.order: Order = Shuffled(len(examples), runtime, "prompts")
+        if weights is not None:
+            self.order = Weighted([str(example.columns["task"]) for example in examples], weights, runtime, "prompts")
         self.asked: list[Example] = []
         """The example of each row of the last rollout."""
         self.conversations: Sequence[Conversation] = ()
@@ -99,7 +103,7 @@ class AnswerCollector(Collector):
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
         places, mine = self.order.share(self.config.prompts)
-        mine = mine if self.plan is None else self.plan.take(mine)
+        mine = mine if self.plan is None else self.plan.take(mine, len(self.examples))
         return self.answer(policy, [self.examples[number] for number in mine], mine, places, generator)
 
     def answer(
@@ -157,7 +161,8 @@ class AnswerCollector(Collector):
             self.plan.load_state_dict(planned)
 
     def measured(self) -> Mapping[str, float]:
-        return {} if self.session is None else self.session.figures
+        planned = {} if self.plan is None else self.plan.measured()
+        return planned if self.session is None else self.session.figures
 
     def cpu_s(self) -> float:
         return 0.0 if self.tool is None else self.tool.cpu_s()

@@ -108,6 +108,11 @@ class Experiment(TrainingKeys):
     def __post_init__(self) -> None:
         if self.rollout.plan is not None:
             self._check_plan(self.rollout.plan)
+        if self.policy.reuse_prefill and self.train.ahead is not None:
+            raise ValueError(
+                "policy.reuse_prefill is true and train.ahead is set: the policy that is updated is another than the "
+                "one that ran the prompts; set reuse_prefill to false"
+            )
         if self.rollout.server is not None:
             self._check_server()
         if self.synthetic is not None and (self.rollout.turns > 1 or self.policy.critic is not None):
@@ -144,9 +149,9 @@ class Experiment(TrainingKeys):
             raise ValueError(f"{name} and `{other}` is set: a plan is of answers to given pictures; set one to null")
         if plan.remembers and (self.policy.critic is not None or self.train.resample):
             raise ValueError(
-                f"{name}, which keeps answers from step to step, with policy.critic {self.policy.critic} and "
-                f"train.resample {self.train.resample}: nobody recorded their values, and they have no group to draw "
-                "again; set critic to null and resample to 0"
+                f"{name}, which remembers earlier steps, with policy.critic {self.policy.critic} and train.resample "
+                f"{self.train.resample}: nobody recorded values of then, and a step is one rollout; set critic to null "
+                "and resample to 0"
             )
 
     def _check_server(self) -> None:
@@ -181,7 +186,8 @@ class Experiment(TrainingKeys):
             raise ValueError(
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
-        answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool)
+        weights = self.data.training.task_weights()
+        answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool, weights)
         evaluator, collector = self.evaluator(policy, encode), answers
         if self.synthetic is not None:
             collector = evolving = EvolvingCollector(answers, self.synthetic)

@@ -25,6 +25,10 @@ class GroupRelative(Advantage):
     normalise: bool = True
     eps: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.eps < 0:
+            raise ValueError(f"advantage.eps is {self.eps}: give 0 or more, 1e-4 is usual")
+
     def __call__(self, rollout: Rollout) -> Credit:
         rewards, valid, groups = rollout.returns(), rollout.alive.any(-1), rollout.group_ids
         centred = rewards - group_mean(rewards, valid, groups)

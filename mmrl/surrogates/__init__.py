@@ -7,6 +7,7 @@ from mmrl.surrogates.cpl import CPL
 from mmrl.surrogates.dpo import DPO
 from mmrl.surrogates.gppo import GPPO
 from mmrl.surrogates.gspo import GSPO
+from mmrl.surrogates.guided import Guided
 from mmrl.surrogates.importance import Importance
 from mmrl.surrogates.pacs import PACS
 from mmrl.surrogates.ppo_clip import PPOClip
@@ -24,6 +25,7 @@ __all__ = [
     "PACS",
     "ROVER",
     "ALoL",
+    "Guided",
     "Importance",
     "PPOClip",
     "PreClip",

@@ -75,7 +75,7 @@ class Evaluate:
     push: dict[str, Push] = field(default_factory=dict)
     bars: tuple[Bar, ...] = ()
     seed: int = 0
-    verb = "evaluate"
+    verb = "rewards evaluate"
 
     def __post_init__(self) -> None:
         if not self.rewards:

@@ -141,7 +141,7 @@ class WritePairs:
     """`mmrl rewards pairs`: writes the pairs of a source as pairs.jsonl, with pictures beside it."""
 
     pairs: Source = GoldPairs()
-    verb = "pairs"
+    verb = "rewards pairs"
 
     def runs(self) -> dict[str, tuple[str, list[str]]]:
         """No training is needed."""

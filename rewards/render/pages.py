@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rewards.render.base import Limits, PooledRenderer
-from rewards.render.pool import Pool, Watch
+from rewards.render.pool import Pool
 from rewards.render.sandbox import SandboxError, python_command, python_sandbox, require
 from rewards.render.svg import check_size
-from rewards.render.usage import require_children
+from rewards.render.usage import Watch, require_children
 
 BROWSERS = ("chromium-headless-shell", "chromium")
 """In /usr/lib/chromium; the shell is Debian's package of that name, and draws a page in half the time."""

@@ -18,13 +18,17 @@ from typing import IO
 from rewards.render.inside.fork_server import ready_frame
 from rewards.render.inside.frames import LENGTH, Answer, BadFrame, Failure, frame_length, unpacked
 from rewards.render.sandbox import SandboxError
-from rewards.render.usage import usage_of
+from rewards.render.usage import Watch, usage_of
 
 START_SECONDS = 300.0
 """How long a worker may take until it is ready, on a busy machine."""
 TICK_SECONDS = 0.05
 """How often the memory of workers that need it is looked at."""
 READ_BYTES = 1 << 20
+STARTS = 3
+"""How often a worker that is killed while it starts is started again, until one is ready."""
+KILLED = (-9, 128 + 9)
+"""What a process that was killed ends with, and bubblewrap whose child was."""
 
 
 @dataclass(eq=False)
@@ -73,14 +77,6 @@ class Worker:
         return lines[-1] if lines else "it said nothing"
 
 
-@dataclass(frozen=True)
-class Watch:
-    """What all processes of a worker may use together for one program."""
-
-    cpu_seconds: float
-    memory_mb: float
-
-
 @dataclass(eq=False)
 class Pool:
     """At most `size` workers that `command` starts; `seconds` is how long one may be silent about a program.
@@ -102,6 +98,7 @@ class Pool:
         self._end = weakref.finalize(self, _kill_all, self._workers, self._owner)
         self._again: list[int] = []
         self._retried: set[int] = set()
+        self._killed = 0
 
     @property
     def pids(self) -> list[int]:
@@ -172,7 +169,8 @@ class Pool:
             for worker in busy:
                 selector.register(worker.channel, selectors.EVENT_READ, worker)
             patience = max(0.0, min((w.deadline for w in busy), default=0.0) - time.monotonic())
-            ready = selector.select(min(patience, TICK_SECONDS) if self.watch else patience)
+            starting = any(worker.task == -1 for worker in busy)
+            ready = selector.select(min(patience, TICK_SECONDS) if self.watch or starting else patience)
         answers = {}
         for worker in [key.data for key, _ in ready]:
             task = worker.task
@@ -198,6 +196,7 @@ class Pool:
             return self._lost(worker)
         if self.watch and worker.task != -1:
             answer = replace(answer, cpu_seconds=max(0.0, usage_of(worker.process.pid)[0] - worker.spent))
+        self._killed = 0
         worker.task = None
         worker.data.clear()
         return answer
@@ -206,6 +205,10 @@ class Pool:
         if worker.task == -1:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(5)
+            if worker.process.returncode in KILLED and self._killed < STARTS:  # by the kernel for its memory, say
+                self._killed += 1
+                self._drop(worker)
+                return None
             said = worker.complaint()
             raise SandboxError(f"a renderer did not start ({said}): model-written code runs nowhere else")
         self._drop(worker)
@@ -220,6 +223,8 @@ class Pool:
         if (said := self._excess(worker)) is not None:
             self._drop(worker)
             return said
+        if worker.task == -1 and worker.process.poll() is not None:  # what it had begun may hold the channel
+            return self._lost(worker)
         if time.monotonic() < worker.deadline:
             return None
         if worker.task == -1:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rewards.render.sandbox import SandboxError
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What all processes of a worker may use together for one program."""
+
+    cpu_seconds: float
+    memory_mb: float
 
 
 def require_children() -> None:

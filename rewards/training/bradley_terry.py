@@ -38,7 +38,7 @@ class TrainBradleyTerry:
     weight_decay: float = 0.01
     batch: int = 64
     seed: int = 0
-    verb = "train"
+    verb = "rewards train"
 
     def __post_init__(self) -> None:
         least = {"hidden": (self.hidden, 0), "epochs": (self.epochs, 1), "batch": (self.batch, 1)}

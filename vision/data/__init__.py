@@ -7,6 +7,7 @@ from vision.data.drawings import EmojiShapes
 from vision.data.elpv import ELPV
 from vision.data.folder import HubDataset, ImageFolder
 from vision.data.jsonl import JSONL
+from vision.data.judged import BothOrders, JudgedDigits
 from vision.data.mixed import FewShotOfEach, Mixed
 from vision.data.openmoji import OpenMoji
 from vision.data.pages import BlockPages
@@ -18,6 +19,7 @@ __all__ = [
     "JSONL",
     "BaseToNew",
     "BlockPages",
+    "BothOrders",
     "CrossDataset",
     "Digits",
     "EmojiShapes",
@@ -28,6 +30,7 @@ __all__ = [
     "HeldOutFile",
     "HubDataset",
     "ImageFolder",
+    "JudgedDigits",
     "Mixed",
     "OpenMoji",
     "Placed",

@@ -71,6 +71,11 @@ class Source(abc.ABC):
     def examples(self) -> Sequence[Example]:
         """All examples, always in the same order."""
 
+    def task_weights(self) -> Mapping[str, float] | None:
+        """How often each task, a value of the column `task`, is asked of in training; None: every example as often as
+        any other."""
+        return None
+
     def thought(self, example: Example) -> str:
         """A true short thought about the example for demonstrations ("" if the source has none)."""
         return ""

@@ -1,9 +1,10 @@
-"""Several sources as one, for a start policy that has to know something of each before transfer is measured."""
+"""Several sources as one: tasks to train on together, or what a start policy has to know something of before transfer
+is measured."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vision.data.base import Example, Source, Split
@@ -12,16 +13,30 @@ from vision.data.protocols import FewShot
 
 @dataclass(frozen=True)
 class Mixed(Source):
-    """The examples of `sources` after each other; each keeps its question, and its id gets the prefix "name/"."""
+    """The examples of `sources` after each other; each keeps its question, its id gets the prefix "name/" and the
+    column `task` says the name: rewards of one task go by it (`rewards.tasks.ByTask`), and `evaluate.by: task`.
+    `weights` are how often each source is trained on, in units of their sum, whatever its size (0: never); null: every
+    example as often as any other."""
 
     sources: dict[str, Source]
+    weights: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not self.sources or any("/" in name for name in self.sources):
             raise ValueError(f"data.source.sources has {list(self.sources)}: give one or more names without a slash")
+        given = self.weights
+        if given is None:
+            return
+        if set(given) != set(self.sources) or min(given.values()) < 0 or not 0 < sum(given.values()) < float("inf"):
+            raise ValueError(
+                f"data.source.weights is {given}: give each of {list(self.sources)} a number, 0 or more, not all 0"
+            )
 
     def examples(self) -> Sequence[Example]:
         return [_named(name, example) for name, source in self.sources.items() for example in source.examples()]
+
+    def task_weights(self) -> Mapping[str, float] | None:
+        return self.weights
 
     def thought(self, example: Example) -> str:
         return self.sources[example.id.partition("/")[0]].thought(example)
@@ -55,4 +70,4 @@ class FewShotOfEach(FewShot):
 
 
 def _named(name: str, example: Example) -> Example:
-    return replace(example, id=f"{name}/{example.id}")
+    return replace(example, id=f"{name}/{example.id}", columns={**example.columns, "task": name})

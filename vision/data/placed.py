@@ -95,7 +95,8 @@ class Placed(Source):
 
     def _example(self, cutouts: Sequence[Cutout], number: int, chance: np.random.Generator) -> Example:
         one = cutouts[number % len(cutouts)]
-        others = [cutout for cutout in cutouts[self.first :] if cutout.label != one.label] or list(cutouts)
+        own = cutouts[self.first : self.first + self.count] if self.objects == "digits" else cutouts
+        others = [cutout for cutout in own if cutout.label != one.label] or list(own)
         beside = int(chance.integers(self.objects_each)) if self.task in ("count", "detect") else self.objects_each - 1
         chosen = [
             one,

@@ -60,15 +60,15 @@ class Plan(abc.ABC):
     """How a group of answers comes about. A frozen dataclass; each collector takes a copy, with a memory of its own."""
 
     remembers: bool = False
-    """Whether it brings tokens of earlier steps into a rollout."""
+    """Whether a rollout depends on those before it."""
 
     def check(self, group: int, max_new_tokens: int) -> None:  # noqa: B027 - most can make any
         """Raises:
         ValueError: it cannot make groups of `group` answers of at most `max_new_tokens`.
         """
 
-    def take(self, numbers: Sequence[int]) -> list[int]:
-        """Which examples of the pool are asked in this step, as many, where it is the turn of `numbers`."""
+    def take(self, numbers: Sequence[int], pool: int) -> list[int]:
+        """Which of the `pool` examples are asked in this step, as many, where it is the turn of `numbers`."""
         return list(numbers)
 
     @abc.abstractmethod
@@ -80,6 +80,10 @@ class Plan(abc.ABC):
     ) -> Rollout:
         """What becomes of the rewarded rollout of these answers."""
         return rollout
+
+    def measured(self) -> Mapping[str, float]:
+        """Figures of where it stands, by metric name."""
+        return {}
 
     def state_dict(self) -> dict[str, object]:
         """What it remembers of past rollouts, as JSON."""

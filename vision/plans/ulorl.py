@@ -36,7 +36,7 @@ class UloRL(Plan):
         if self.segment < 1:
             raise ValueError(f"rollout.plan has segment {self.segment}: give 1 or more")
 
-    def take(self, numbers: Sequence[int]) -> list[int]:
+    def take(self, numbers: Sequence[int], pool: int) -> list[int]:
         self._taken[:] = [*(group[0].number for group in self._open), *numbers[len(self._open) :]]
         return list(self._taken)
 

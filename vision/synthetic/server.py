@@ -25,8 +25,15 @@ TICK_SECONDS = 0.1
 """How often the supervisor looks whether there is work, and whether the process lives."""
 
 
+ENDED = "it ended while it started"
+
+
 class ServerError(RuntimeError):
     """The data server cannot start; says why."""
+
+
+class KilledError(ServerError):
+    """It was killed while it started."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class DataServer:
         self._results: deque[Result] = deque()
         self._closing = False
         self._past_cpu_s = 0.0
-        self._process = self._started()
+        self._process = self._first()
         self._thread = threading.Thread(target=self._supervise, name="data server", daemon=True)
         self._thread.start()
 
@@ -142,6 +149,15 @@ class DataServer:
 
     # ---- the supervisor ---------------------------------------------------------------------------------
 
+    def _first(self) -> _Process:
+        """A process that is killed while it starts, by the kernel for its memory say, has `tries` in all."""
+        for _ in range(self.config.tries - 1):
+            try:
+                return self._started()
+            except KilledError:
+                continue
+        return self._started()
+
     def _started(self) -> _Process:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -154,10 +170,14 @@ class DataServer:
         try:
             said = ours.recv() if ours.poll(self.config.start_s) else f"it said nothing for {self.config.start_s:.0f} s"
         except (EOFError, OSError):
-            said = "it ended while it started"
+            said = ENDED
+            process.join(TICK_SECONDS)
         if said != "ready":
+            killed = said == ENDED and not process.is_alive() and process.exitcode == -signal.SIGKILL
             found.kill()
-            raise ServerError(f"synthetic.generator {type(self.generator).__name__} could not be started: {said}")
+            raise (KilledError if killed else ServerError)(
+                f"synthetic.generator {type(self.generator).__name__} could not be started: {said}"
+            )
         return found
 
     def _supervise(self) -> None:

@@ -97,6 +97,11 @@ class SimulationConfig:
                 f"simulation.ring is {self.ring} with backend physx_cuda, whose environments all step at once: set "
                 "ring to 1"
             )
+        if self.restarts < 0 or self.patience_s <= 0:
+            raise ValueError(
+                f"simulation.restarts is {self.restarts} and simulation.patience_s is {self.patience_s}: give 0 or "
+                "more, and more than 0 seconds"
+            )
 
     @property
     def draws(self) -> bool:

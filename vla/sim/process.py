@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 
 from torch import Tensor
 
-from vla.sim.worker import Job, serve
+from vla.sim.worker import Act, Job, serve
 
 
 class Worker:
@@ -20,7 +20,7 @@ class Worker:
 
     def __init__(self, rows: Tensor, job: Job, settings: Mapping[str, str]) -> None:
         self.rows, self.job, self.settings = rows, job, settings
-        self.owes: deque[int] = deque()
+        self.owes: deque[tuple[int, Act]] = deque()
         """Parts whose chunk it was given and has not answered, in order."""
         self.start()
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vla.sim import rendering
 from vla.sim.base import Chunk, Observations, SimulationConfig, SimulationError, Simulator, TaskConfig, TaskSpec
+from vla.sim.episodes import Episodes
 from vla.sim.process import Worker
 from vla.sim.ring import Stepping, divide
 from vla.sim.tasks import module_of
@@ -30,7 +31,8 @@ STARTS_S, BUILDS_S = 300.0, 5.0
 
 class Workers(Simulator):
     """`copies` environments of each task, dealt out to processes of one core each. A process that dies is started
-    again; the episodes it was in are reported as broken."""
+    again. The episodes it was in are played again up to where they were if `simulation.rebuild` makes them the same,
+    and reported as broken otherwise, or if that process dies too."""
 
     def __init__(self, tasks: Sequence[TaskConfig], config: SimulationConfig) -> None:
         modules = sorted({module_of(task) for task in tasks})
@@ -60,6 +62,7 @@ class Workers(Simulator):
         self._stepping: dict[int, Stepping] = {}
         self._running = torch.zeros(len(self), dtype=torch.bool)
         self._lost = torch.zeros(len(self), dtype=torch.bool)
+        self._episodes = Episodes() if config.rebuild else None
 
     def cpu_s(self) -> float:
         """Of the workers that are alive."""
@@ -93,6 +96,8 @@ class Workers(Simulator):
                 answers[number] = self._again(worker, messages[number])
         self._running[env_index] = True
         self._lost[env_index] = False
+        if self._episodes is not None:
+            self._episodes.begin(env_index.tolist(), seeds.tolist())
         views = [(worker.rows, _views(answer)) for worker, answer in self._pairs(answers)]
         return self._joined(torch.arange(len(self)), views)
 
@@ -104,9 +109,15 @@ class Workers(Simulator):
             for worker in self._workers
         ]
         answers = self._exchange(messages)
+        if self._episodes is not None:
+            taking = (self._running & ~self._lost).nonzero()[:, 0]
+            self._episodes.act(taking.tolist(), numbers[taking].numpy())
         pairs = [(worker.rows, _acted(answer)) for worker, answer in self._pairs(answers)]
         chunk = self._chunk(torch.arange(len(self)), pairs, actions.shape[1])
         if then is not None:
+            over = (~self._running).nonzero()[:, 0]
+            if self._episodes is not None:
+                self._episodes.begin(over.tolist(), then[over].tolist())
             self._running[:] = True
             gone = [worker.rows for worker, answer in zip(self._workers, answers, strict=True) if answer is None]
             if gone:
@@ -126,9 +137,9 @@ class Workers(Simulator):
         self._stepping[part] = Stepping(actions.shape[1])
         numbers = actions.float().cpu()
         for share in shares:
-            worker = self._workers[share.worker]
-            worker.owes.append(part)
-            worker.send(Act(numbers[share.places].numpy(), None, share.rows))
+            worker, message = self._workers[share.worker], Act(numbers[share.places].numpy(), None, share.rows)
+            worker.owes.append((part, message))
+            worker.send(message)
 
     def arrived(self) -> list[tuple[int, Chunk]]:
         if not self._stepping:
@@ -144,21 +155,26 @@ class Workers(Simulator):
 
     def _hear(self, patience_s: float) -> bool:
         """Take in an answer of each worker that has one, waiting so long for the first; whether there was any. Those
-        that are dead are started again, and those silent until then, if there was patience at all."""
+        that are dead are started again, and those silent until then, if there was patience at all: their successors
+        answer for all parts that are under way."""
         owing = {worker.connection: worker for worker in self._workers if worker.owes}
         sentinels = {worker.process.sentinel: worker for worker in owing.values()}
         ready = wait([*owing, *sentinels], patience_s)
         said = {id(worker): worker for found in ready if (worker := owing.get(found) or sentinels.get(found))}
         silent = owing.values() if not ready and patience_s > 0 else ()
         for worker in [*said.values(), *silent]:
-            number, part, owed = self._workers.index(worker), worker.owes[0], list(worker.owes)
-            answer = worker.receive(time.monotonic())
-            for lost in [part] if answer is not None else owed:
-                self._stepping[lost].answers[number] = None if answer is None else _acted(self._known(answer))
-                worker.owes.popleft()
-            if answer is None:
-                self._gone(worker, restart=True)
+            answer = self._answer(worker, 0.0, restart=True)
+            for found in [answer] if answer is not None else self._late(worker, [owed for _, owed in worker.owes]):
+                self._take(worker, *worker.owes.popleft(), found)
         return bool(said)
+
+    def _take(self, worker: Worker, part: int, message: Act, answer: object) -> None:
+        """What a worker answers for its share of a part; None if it was lost."""
+        self._stepping[part].answers[self._workers.index(worker)] = None if answer is None else _acted(answer)
+        if answer is not None and self._episodes is not None:
+            rows = worker.rows[message.rows]
+            taking = self._running[rows]
+            self._episodes.act(rows[taking].tolist(), message.actions[taking.numpy()])
 
     def _landed(self, part: int) -> Chunk:
         stepping, rows = self._stepping.pop(part), self._ring[part].rows
@@ -178,7 +194,7 @@ class Workers(Simulator):
         for worker in self._workers:
             rows = [number for number, row in enumerate(worker.rows.tolist()) if row in chosen]
             worker.send(Draw(rows))
-            pictures = self._answer(worker, self.config.patience_s, restart=True)
+            pictures = self._settled(worker, Draw(rows))
             if pictures is None:  # lost: nothing to see
                 pictures = np.zeros((len(rows), 3, side, side), np.uint8)
             drawn |= dict(zip(worker.rows[rows].tolist(), torch.as_tensor(pictures), strict=True))
@@ -223,9 +239,35 @@ class Workers(Simulator):
     def _exchange(self, messages: Sequence[object]) -> list[object]:
         """One answer a worker; None for one that died, which has been started again."""
         self._settle()
-        for worker, message in zip(self._workers, messages, strict=True):
+        pairs = list(zip(self._workers, messages, strict=True))
+        for worker, message in pairs:
             worker.send(message)
-        return [self._answer(worker, self.config.patience_s, restart=True) for worker in self._workers]
+        return [self._settled(worker, message) for worker, message in pairs]
+
+    def _settled(self, worker: Worker, message: object) -> object:
+        """The answer to `message`, which was sent; should the worker die, that of its successor."""
+        answer = self._answer(worker, self.config.patience_s, restart=True)
+        return self._late(worker, [message])[0] if answer is None else answer
+
+    def _late(self, worker: Worker, messages: Sequence[object]) -> list[object]:
+        """What the successor of a worker that died answers to the `messages` that one left unanswered, once it has
+        played the episodes again up to there. None for each where that cannot be, or where it dies too: they are lost
+        then."""
+        rows = worker.rows.tolist()
+        if self._episodes is not None:
+            answers = []
+            for message in (*self._episodes.again(rows), *messages):
+                worker.send(message)
+                answers.append(self._answer(worker, self.config.patience_s, restart=True))
+                if answers[-1] is None:
+                    break
+            else:
+                return answers[-len(messages) :]
+            self._episodes.lose(rows)
+        print(f"the episodes of {len(rows)} environments are lost")
+        self._lost[rows] |= self._running[rows]
+        self._running[rows] = False
+        return [None] * len(messages)
 
     def _again(self, worker: Worker, message: object) -> object:
         worker.send(message)
@@ -235,19 +277,20 @@ class Workers(Simulator):
         """Raises:
         SimulationError: the worker says what went wrong, or it died and is not to be started again.
         """
-        answer = worker.receive(time.monotonic() + patience_s)
+        answer = self._heard(worker, patience_s)
         if answer is None:
             self._gone(worker, restart)
-        return self._known(answer)
+        return answer
 
-    def _known(self, answer: object) -> object:
-        """An answer, unless it says what went wrong."""
+    def _heard(self, worker: Worker, patience_s: float) -> object:
+        answer = worker.receive(time.monotonic() + patience_s)
         if isinstance(answer, SimulationError):
             self.close()
             raise answer
         return answer
 
-    def _gone(self, worker: Worker, restart: bool) -> None:
+    def _gone(self, worker: Worker, restart: bool) -> object:
+        """Start it again; the specs of the process in its place."""
         what = f"worker process {worker.process.pid} ended with exit code {worker.process.exitcode}"
         if not restart or self.restarted >= self.config.restarts:
             self.close()
@@ -256,15 +299,14 @@ class Workers(Simulator):
                 "a process (simulation.copies, simulation.workers)?"
             )
         self.restarted += 1
-        print(f"{what}: it is started again, and the episodes of {len(worker.rows)} environments are lost")
-        self._lost[worker.rows] |= self._running[worker.rows]
-        self._running[worker.rows] = False
+        print(f"{what}: it is started again")
         worker.start()
-        self._ready(worker)
+        return self._ready(worker)
 
     def _ready(self, worker: Worker) -> object:
-        """Its specs, once it has built its environments."""
-        return self._answer(worker, STARTS_S + BUILDS_S * len(worker.rows))
+        """Its specs, once it has built its environments; should it die over that, those of the next."""
+        specs = self._heard(worker, STARTS_S + BUILDS_S * len(worker.rows))
+        return self._gone(worker, restart=True) if specs is None else specs
 
     @staticmethod
     def _reset_of(worker: Worker, chosen: Mapping[int, int]) -> Reset:
