@@ -557,15 +557,17 @@ def simulation_ring(found: dict) -> str:
         rows.append(
             f"| its own {own:.1f} ms + {sleep} ms of sleep | {median(first):.0f} | {' | '.join(ratios)} | {calls} |"
         )
-    state, logprob = (max(one[name] for one in apart.values()) for name in ("final_state_max", "logprob_max"))
-    same = "the same" if all(one["same_successes"] for one in apart.values()) else "not the same"
+    alone, batches = ([apart[f"{kind}_ring_{ring}"] for ring in (2, 4)] for kind in ("row_by_row", "in_batches"))
+    same, last = min(one["same_chunks"] for one in batches), max(one["final_state_max"] for one in batches)
+    row = max(one["final_state_max"] for one in alone)
     return "\n".join(
         [
             *rows, "",
             f"{found['environments']} PushCube environments in one worker, chunks of {found['horizon']} steps, medians (and ranges) of "
             f"{found['repeats']} repeats in turn, resets left out; the sleep stands for a GPU, there is none in it "
-            f"(`python -m benchmarks.simulation_ring`). In new scenes {apart['ring_1']['episodes']} episodes of ring 2 and 4 end within {state:.0e} of "
-            f"ring 1's states, log-probs within {logprob:.0e}, successes {same}.",
+            f"(`python -m benchmarks.simulation_ring`). {apart['episodes']} whole episodes in new scenes, ring 2 and 4 beside ring 1: with a policy "
+            f"that looks at one row at a time the last states differ by {row:.1g} at most in any number; with one that looks at batches the "
+            f"states are equal for {same} of {batches[0]['chunks']} chunks, and differ by {last:.2f} in the end.",
         ]
     )  # fmt: skip
 

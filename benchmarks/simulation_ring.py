@@ -4,7 +4,8 @@ One worker process, 16 environments of PushCube by the fast path, whole episodes
 assets/vla/pushcube, one thread. A sleep in each call of the policy stands for a GPU that takes so long whatever its
 batch is; there is no GPU in it. A repeat runs every ring and sleep once, in turn, so that ratios are within one run.
 Resets are left out. Then: by how much the episodes of a ring differ, in new scenes, where they depend on seeds and
-actions alone.
+actions alone; once with a policy that looks at one row at a time, whose rounding does not depend on the batch, and once
+with the policy as it is.
 
     python -m benchmarks.simulation_ring
 """
@@ -14,12 +15,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 
 from benchmarks.common import spread, write
 from mmrl.recipes import find_asset
+from vla.chains import Chain
 from vla.policy import Acted, PolicyConfig, RobotPolicy
 from vla.rollouts import Begun, Played, chunks_of, play
 from vla.sim.base import Observations, SimulationConfig, Simulator, TaskConfig
@@ -42,6 +45,25 @@ class Slow:
         self.calls, self.own_s = self.calls + 1, self.own_s + time.perf_counter() - began
         time.sleep(self.sleep_s)
         return found
+
+
+class Alone:
+    """A policy that looks at one row at a time."""
+
+    def __init__(self, policy: RobotPolicy) -> None:
+        self.policy, self.device = policy, policy.device
+
+    def act(self, seen: Observations, noise: torch.Tensor, stochastic: torch.Tensor) -> Acted:
+        rows = [torch.tensor([row]) for row in range(len(seen))]
+        found = [self.policy.act(seen.of(row), noise[row], stochastic[row]) for row in rows]
+
+        def joined(parts: Sequence[object]) -> dict[str, torch.Tensor]:
+            return {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])}
+
+        inputs = {name: torch.cat([acted.inputs[name] for acted in found]) for name in found[0].inputs}
+        chain = Chain(**joined([acted.chain for acted in found]))
+        rest = {name: torch.cat([vars(acted)[name] for acted in found]) for name in ("logprobs", "values", "actions")}
+        return Acted(inputs, chain, **rest)
 
 
 def begun(policy: RobotPolicy, simulator: Simulator, seed: int) -> Begun:
@@ -95,20 +117,31 @@ def rates(policy: RobotPolicy, repeats: int) -> dict[str, object]:
 
 
 def differences(policy: RobotPolicy) -> dict[str, object]:
-    """Of episodes in new scenes, from those of ring 1."""
-    played = {}
+    """Of whole episodes in new scenes, from those of ring 1."""
+    played: dict[str, dict[int, Played]] = {"row_by_row": {}, "in_batches": {}}
     for ring in RINGS:
         with start([TASK], SimulationConfig(SAME, workers=1, ring=ring, rebuild=True, terminate=False)) as simulator:
-            played[ring] = episodes(policy, simulator, 0, 0)[2]
-    one, found = played[1], {}
-    for ring, other in played.items():
-        states = (other.final.state - one.final.state).abs().max()
-        logprobs = (torch.stack(other.logprobs) - torch.stack(one.logprobs)).abs().max()
-        found[f"ring_{ring}"] = {
-            "episodes": SAME, "final_state_max": float(states), "logprob_max": float(logprobs),
-            "same_successes": bool(torch.equal(other.of("success"), one.of("success"))),
-        }  # fmt: skip
+            start_ = begun(policy, simulator, 0)
+            for kind, acts in (("row_by_row", Alone(policy)), ("in_batches", policy)):
+                played[kind][ring] = play(acts, simulator, start_)  # type: ignore[arg-type]
+    found: dict[str, object] = {"episodes": SAME}
+    for kind, by_ring in played.items():
+        for ring in RINGS[1:]:
+            found[f"{kind}_ring_{ring}"] = apart(by_ring[1], by_ring[ring])
     return found
+
+
+def apart(one: Played, other: Played) -> dict[str, object]:
+    pairs = zip(one.inputs["observation.state"], other.inputs["observation.state"], strict=True)
+    states = [float((a - b).abs().max()) for a, b in pairs]
+    return {
+        "same_chunks": next((number for number, state in enumerate(states) if state), len(states)),
+        "chunks": len(states),
+        "final_state_max": float((other.final.state - one.final.state).abs().max()),  # type: ignore[union-attr]
+        "first_actions_max": float((one.chains[0][:, -1] - other.chains[0][:, -1]).abs().max()),
+        "logprob_max": float((torch.stack(other.logprobs) - torch.stack(one.logprobs)).abs().max()),
+        "successes": [int(played.of("success").flatten(1).any(1).sum()) for played in (one, other)],
+    }
 
 
 def main() -> None:
