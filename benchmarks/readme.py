@@ -539,6 +539,39 @@ def syn_grpo(found: dict) -> str:
     return "\n\n".join(text)
 
 
+def simulation_ring(found: dict) -> str:
+    rates, apart = found["rates"], found["differences"]
+    rows = [
+        "| policy's call | ring 1, steps/s | ring 2 / ring 1 | ring 4 / ring 1 | calls: 1, 2, 4 |",
+        "|---|---|---|---|---|",
+    ]
+    own = rates["own_ms_a_call"]
+    for sleep in (0, 5, 20):
+        by_ring = rates[f"sleep_{sleep}_ms"]
+        first = by_ring["ring_1"]["steps_per_s"]
+        ratios = [
+            f"**{median(r):.2f}** ({min(r['values']):.2f} to {max(r['values']):.2f})"
+            for r in (by_ring[f"ring_{ring}"]["ratio"] for ring in (2, 4))
+        ]
+        calls = ", ".join(str(by_ring[f"ring_{ring}"]["calls"]) for ring in (1, 2, 4))
+        rows.append(
+            f"| its own {own:.1f} ms + {sleep} ms of sleep | {median(first):.0f} | {' | '.join(ratios)} | {calls} |"
+        )
+    alone, batches = ([apart[f"{kind}_ring_{ring}"] for ring in (2, 4)] for kind in ("row_by_row", "in_batches"))
+    same, last = min(one["same_chunks"] for one in batches), max(one["final_state_max"] for one in batches)
+    row = max(one["final_state_max"] for one in alone)
+    return "\n".join(
+        [
+            *rows, "",
+            f"{found['environments']} PushCube environments in one worker, chunks of {found['horizon']} steps, medians (and ranges) of "
+            f"{found['repeats']} repeats in turn, resets left out; the sleep stands for a GPU, there is none in it "
+            f"(`python -m benchmarks.simulation_ring`). {apart['episodes']} whole episodes in new scenes, ring 2 and 4 beside ring 1: with a policy "
+            f"that looks at one row at a time the last states differ by {row:.1g} at most in any number; with one that looks at batches the "
+            f"states are equal for {same} of {batches[0]['chunks']} chunks, and differ by {last:.2f} in the end.",
+        ]
+    )  # fmt: skip
+
+
 def mixture(found: dict) -> str:
     """Predicted beside measured, and the chosen mixture beside the uniform one."""
     tasks = found["tasks"]
@@ -591,6 +624,7 @@ def main() -> None:
         ("thesis", "thesis", thesis),
         ("structure", "structure", structure),
         ("rrvf", "rrvf", rrvf),
+        ("simulation_ring", "simulation_ring", simulation_ring),
         ("syn_grpo", "syn_grpo", syn_grpo),
         ("parts", "parts", parts),
         ("mixture", "mixture", mixture),

@@ -16,10 +16,10 @@ import torch
 import tests.own_tasks  # noqa: F401  registers, as `imports:` does
 from vla.sim import rendering
 from vla.sim.base import SimulationConfig, SimulationError, TaskConfig
+from vla.sim.process import Worker
 from vla.sim.start import start
 from vla.sim.tasks import known, missing_assets, module_of
 from vla.sim.worker import Job, Rows, prepare
-from vla.sim.workers import Worker
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("PushCube-v1", "PickCube-v1", "PullCube-v1", "StackCube-v1", "LiftPegUpright-v1", "PokeCube-v1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,12 @@ class Acted:
     logprobs: Tensor  # (n, D)
     values: Tensor  # (n,)
     actions: Tensor  # (n, h, a), for the controller
+
+    def rows(self, index: slice) -> Acted:
+        """Those of `index`."""
+        chain = replace(self.chain, **{name: tensor[index] for name, tensor in vars(self.chain).items()})
+        inputs = {name: tensor[index] for name, tensor in self.inputs.items()}
+        return Acted(inputs, chain, self.logprobs[index], self.values[index], self.actions[index])
 
 
 class RobotPolicy(Policy):

@@ -32,7 +32,8 @@ class Begun:
 @dataclass
 class Seconds:
     """Where the wall time of episodes went. Beginning them, in which both sides of the simulator have a part;
-    simulation as its slowest process measures it; transfer, which is what a call takes beyond that; the policy."""
+    simulation as its slowest process measures it; transfer, which is what a call takes beyond that; the policy, and
+    what is simulated meanwhile."""
 
     reset: float = 0.0
     simulation: float = 0.0
@@ -102,6 +103,18 @@ class Played:
         self.chunks.append(chunk)
         self.final = chunk.final if self.final is None else chunk.final.where(running, self.final)
 
+    def filled(self, count: int) -> Played:
+        """The same with `count` chunks, of which the last ones are nothing."""
+        more = count - len(self.chunks)
+
+        def longer(found: list[Tensor]) -> list[Tensor]:
+            return [*found, *[torch.zeros_like(found[-1])] * more]
+
+        return Played(
+            {name: longer(found) for name, found in self.inputs.items()}, longer(self.chains), longer(self.logprobs),
+            longer(self.values), longer(self.began), [*self.chunks, *[self.chunks[-1].nothing()] * more], self.final,
+        )  # fmt: skip
+
     def of(self, name: str) -> Tensor:
         """A field of the chunks (B, E, ...)."""
         return torch.stack([vars(chunk)[name] for chunk in self.chunks], 1)
@@ -112,28 +125,97 @@ def chunks_of(simulator: Simulator, execute: int) -> int:
     return -(-max(task.max_steps for task in simulator.tasks) // execute)
 
 
+@dataclass
+class Stage:
+    """Some of the environments, which step together, and how far their episodes are."""
+
+    rows: Tensor  # (n,) long
+    running: Tensor  # (n,) bool
+    seen: Observations  # n
+    played: Played = field(default_factory=Played)
+    acted: Acted | None = None  # of those that are running, while they step
+
+    def goes_on(self, most: int) -> bool:
+        """Whether an episode runs and has had fewer than `most` chunks."""
+        return bool(self.running.any()) and len(self.played.chunks) < most
+
+    def take(self, chunk: Chunk) -> None:
+        """What became of what was done."""
+        assert self.acted is not None
+        self.played.add(self.running, self.acted, chunk)
+        self.running = self.running & ~(chunk.terminated | chunk.truncated | chunk.broken)
+        self.seen, self.acted = chunk.observations, None
+
+
 def play(policy: RobotPolicy, simulator: Simulator, begun: Begun, watcher: Watcher | None = None) -> Played:
-    """One episode in each of the B environments."""
-    count, played, began = len(simulator), Played(), time.perf_counter()
+    """One episode in each of the B environments. Where these step in several parts, the policy acts for the parts that
+    came to rest while it was busy, all at once; noise and seeds are those of the environment, so that this changes
+    nothing of an episode but what a batch of another size rounds otherwise."""
+    count, began, seconds = len(simulator), time.perf_counter(), Seconds()
     seen = simulator.reset(torch.arange(count), torch.tensor(begun.seeds))
-    played.seconds.reset = time.perf_counter() - began
+    seconds.reset = time.perf_counter() - began
     if watcher is not None:
         watcher.began(simulator)
-    running = torch.ones(count, dtype=torch.bool)
-    for number in range(begun.noise.shape[1]):
-        if not bool(running.any()):
+    parts = simulator.parts if watcher is None else (torch.arange(count),)
+    stages = [Stage(rows, torch.ones(len(rows), dtype=torch.bool), seen.of(rows)) for rows in parts]
+    resting, stepping = set(range(len(stages))), 0
+    while True:
+        asked, most = time.perf_counter(), begun.noise.shape[1]
+        ready = [number for number in sorted(resting) if stages[number].goes_on(most)]
+        if not ready and not stepping:
             break
-        asked, at = time.perf_counter(), running.to(policy.device)
-        acted = policy.act(seen.rows(running, policy.device), begun.noise[at, number], begun.stochastic[at, number])
-        actions = padded(acted.actions, running, simulator)
-        called = time.perf_counter()
-        chunk = simulator.chunk_step(actions) if watcher is None else one_by_one(simulator, seen, actions, watcher)
-        played.seconds.add(called - asked, time.perf_counter() - called, chunk.simulation_s)
-        played.add(running, acted, chunk)
-        running = running & ~(chunk.terminated | chunk.truncated | chunk.broken)
-        seen = chunk.observations
-    played.seconds.wall = time.perf_counter() - began
-    return played
+        given = act(policy, simulator, [stages[number] for number in ready], begun) if ready else []
+        called, arrived = time.perf_counter(), list[tuple[int, Chunk]]()
+        for number, actions in zip(ready, given, strict=True):
+            if watcher is None:
+                simulator.begin_chunk(number, actions)
+            else:
+                arrived.append((number, one_by_one(simulator, stages[number].seen, actions, watcher)))
+        arrived = arrived or simulator.arrived()
+        for number, chunk in arrived:
+            stages[number].take(chunk)
+        stepping += len(ready) - len(arrived)
+        resting = {number for number, _ in arrived}
+        slowest = sum(chunk.simulation_s for _, chunk in arrived)
+        seconds.add(called - asked, time.perf_counter() - called, slowest)
+    seconds.wall = time.perf_counter() - began
+    return replace(joined(stages), seconds=seconds)
+
+
+def act(policy: RobotPolicy, simulator: Simulator, stages: Sequence[Stage], begun: Begun) -> list[Tensor]:
+    """What the policy does in all stages at once: actions (n, h, a) of each."""
+    rows = torch.cat([stage.rows[stage.running] for stage in stages]).to(policy.device)
+    counts = [int(stage.running.sum()) for stage in stages]
+    chunks = torch.tensor([len(stage.played.chunks) for stage in stages]).repeat_interleave(torch.tensor(counts))
+    at = (rows, chunks.to(policy.device))
+    seen = Observations.joined([stage.seen.rows(stage.running, policy.device) for stage in stages])
+    acted, actions, first = policy.act(seen, begun.noise[at], begun.stochastic[at]), [], 0
+    for stage, size in zip(stages, counts, strict=True):
+        stage.acted = acted.rows(slice(first, first + size))
+        actions.append(padded(stage.acted.actions, stage.running, simulator))
+        first += size
+    return actions
+
+
+def joined(stages: Sequence[Stage]) -> Played:
+    """The episodes of all stages in order of rows. Where others had more chunks, there is nothing in them."""
+    if len(stages) == 1:
+        return stages[0].played
+    order = torch.cat([stage.rows for stage in stages]).argsort()
+    longest = max(len(stage.played.chunks) for stage in stages)
+    parts = [stage.played.filled(longest) for stage in stages]
+
+    def together(found: Sequence[list[Tensor]]) -> list[Tensor]:
+        return [torch.cat(tensors)[order.to(tensors[0].device)] for tensors in zip(*found, strict=True)]
+
+    finals = [part.final for part in parts if part.final is not None]
+    return Played(
+        {name: together([part.inputs[name] for part in parts]) for name in parts[0].inputs},
+        together([part.chains for part in parts]), together([part.logprobs for part in parts]),
+        together([part.values for part in parts]), together([part.began for part in parts]),
+        [Chunk.joined(chunks).of(order) for chunks in zip(*(part.chunks for part in parts), strict=True)],
+        Observations.joined(finals).of(order),
+    )  # fmt: skip
 
 
 def one_by_one(simulator: Simulator, seen: Observations, actions: Tensor, watcher: Watcher) -> Chunk:

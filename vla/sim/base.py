@@ -6,8 +6,8 @@ Letters: N environments (rows), H actions of a chunk, A action dimensions, S num
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -77,6 +77,9 @@ class SimulationConfig:
     rebuild: bool = False
     """Whether every episode begins in a new scene, 0.2 CPU seconds each, so that it depends on nothing but its seed and
     actions. Otherwise the last digits of a contact depend on what the scene has seen before (`physx_cpu` alone)."""
+    ring: int = 1
+    """Parts that each worker's environments are divided into: some step while the policy looks at others. 1: all step,
+    then all are looked at (`physx_cpu` alone)."""
     restarts: int = 3
     """How often the workers may be started again in all, after dying."""
     patience_s: float = 300.0
@@ -87,6 +90,13 @@ class SimulationConfig:
             raise ValueError(f"simulation.copies is {self.copies}: give 1 or more")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"simulation.workers is {self.workers}: give 1 or more, or null")
+        if self.ring < 1:
+            raise ValueError(f"simulation.ring is {self.ring}: give 1 (none), or 2 to 4 parts of a worker")
+        if self.ring > 1 and self.backend == "physx_cuda":
+            raise ValueError(
+                f"simulation.ring is {self.ring} with backend physx_cuda, whose environments all step at once: set "
+                "ring to 1"
+            )
         if self.restarts < 0 or self.patience_s <= 0:
             raise ValueError(
                 f"simulation.restarts is {self.restarts} and simulation.patience_s is {self.patience_s}: give 0 or "
@@ -137,6 +147,18 @@ class Observations:
     def __len__(self) -> int:
         return self.state.shape[0]
 
+    @staticmethod
+    def joined(parts: Sequence[Observations]) -> Observations:
+        """Rows of several, under each other."""
+        images = {name: torch.cat([part.images[name] for part in parts]) for name in parts[0].images}
+        told = tuple(sentence for part in parts for sentence in part.instructions)
+        return Observations(torch.cat([part.state for part in parts]), images, told)
+
+    def of(self, index: Tensor) -> Observations:
+        """The rows `index` (n,)."""
+        images = {name: image[index] for name, image in self.images.items()}
+        return Observations(self.state[index], images, tuple(self.instructions[row] for row in index.tolist()))
+
     def where(self, mask: Tensor, other: Observations) -> Observations:
         """These rows where `mask` (N,) is True, the `other` ones elsewhere."""
         images = {
@@ -171,6 +193,29 @@ class Chunk:
     simulation_s: float
     """Wall seconds of the slowest worker in its environments; the rest of the call is transfer."""
 
+    @staticmethod
+    def joined(parts: Sequence[Chunk]) -> Chunk:
+        """Rows of several, under each other."""
+        tensors = {name: torch.cat([vars(part)[name] for part in parts]) for name in PER_ROW}
+        observations, final = (
+            Observations.joined([vars(part)[name] for part in parts]) for name in ("observations", "final")
+        )
+        return Chunk(observations, final, **tensors, simulation_s=max(part.simulation_s for part in parts))
+
+    def of(self, index: Tensor) -> Chunk:
+        """The rows `index` (n,)."""
+        tensors = {name: vars(self)[name][index] for name in PER_ROW}
+        return replace(self, observations=self.observations.of(index), final=self.final.of(index), **tensors)
+
+    def nothing(self) -> Chunk:
+        """A chunk after it in which no episode runs."""
+        zeros = {name: torch.zeros_like(vars(self)[name]) for name in PER_ROW}
+        return replace(self, observations=self.final, **zeros, simulation_s=0.0)
+
+
+PER_ROW = ("rewards", "success", "alive", "terminated", "truncated", "broken")
+"""Tensors of a chunk."""
+
 
 class Simulator(abc.ABC):
     """N environments. Use as a context manager, or call `close`."""
@@ -178,6 +223,7 @@ class Simulator(abc.ABC):
     config: SimulationConfig
     tasks: tuple[TaskSpec, ...]
     task_index: Tensor  # (N,) long, into `tasks`
+    _done: list[tuple[int, Chunk]]
 
     @abc.abstractmethod
     def reset(self, env_index: Tensor, seeds: Tensor) -> Observations:
@@ -198,6 +244,28 @@ class Simulator(abc.ABC):
             ValueError: actions that are not finite or not (N, H, A).
             SimulationError: a worker could not be kept alive.
         """
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """The environments (n,) of each part that can step by itself."""
+        return (torch.arange(len(self)),)
+
+    def begin_chunk(self, part: int, actions: Tensor) -> None:
+        """Have the environments of a part, which are at rest, take the steps `actions` (n, H, A).
+
+        Raises:
+            ValueError: as of `chunk_step`.
+        """
+        self._done = [(part, self.chunk_step(actions))]
+
+    def arrived(self) -> list[tuple[int, Chunk]]:
+        """The parts that have come to rest, and what became of each (n); waits for one. Some part must be stepping.
+
+        Raises:
+            SimulationError: a worker could not be kept alive.
+        """
+        done, self._done = self._done, []
+        return done
 
     @abc.abstractmethod
     def render(self, env_index: Tensor) -> Tensor:
@@ -246,14 +314,17 @@ class Simulator(abc.ABC):
         if self.config.video_size is None:
             raise ValueError("simulation.video_size is null, so that nothing is drawn: give it pixels, such as 256")
 
-    def check_actions(self, actions: Tensor) -> None:
-        """Raises:
-        ValueError: actions that are not finite or not (N, H, A).
+    def check_actions(self, actions: Tensor, count: int | None = None) -> None:
+        """For `count` environments, all of them if null.
+
+        Raises:
+            ValueError: actions that are not finite or not (N, H, A).
         """
-        if actions.ndim != 3 or actions.shape[0] != len(self) or actions.shape[2] != self.action_size:
+        count = len(self) if count is None else count
+        if actions.ndim != 3 or actions.shape[0] != count or actions.shape[2] != self.action_size:
             raise ValueError(
-                f"actions have shape {tuple(actions.shape)}: {len(self)} environments with up to {self.action_size} "
-                f"action dimensions take ({len(self)}, H, {self.action_size})"
+                f"actions have shape {tuple(actions.shape)}: {count} environments with up to {self.action_size} "
+                f"action dimensions take ({count}, H, {self.action_size})"
             )
         if not bool(torch.isfinite(actions).all()):
             row = int((~torch.isfinite(actions)).flatten(1).any(-1).nonzero()[0])

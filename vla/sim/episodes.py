@@ -25,9 +25,15 @@ class Episodes:
             self._seeds[row], self._actions[row] = seed, []
 
     def act(self, rows: Sequence[int], actions: Floats) -> None:
-        """The steps `actions` (N, H, A) were taken, of which those of `rows` count."""
+        """In `rows` the steps `actions` (n, H, A) were taken."""
+        for row, steps in zip(rows, actions, strict=True):
+            self._actions[row].append(steps)
+
+    def lose(self, rows: Sequence[int]) -> None:
+        """Nobody plays those of `rows` again."""
         for row in rows:
-            self._actions[row].append(actions[row])
+            self._seeds.pop(row, None)
+            self._actions.pop(row, None)
 
     def again(self, rows: Sequence[int]) -> Iterator[Reset | Act]:
         """Messages that bring a new worker of `rows` to where these stand. Whoever has taken fewer steps begins later,

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from queue import Queue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +50,7 @@ class Act:
 
     actions: Floats  # (n, H, A)
     then: Sequence[int] | None  # n seeds
+    rows: Sequence[int] | None = None  # n of this worker; null: all
 
 
 @dataclass(frozen=True)
@@ -106,26 +109,29 @@ class Rows:
                 self._envs[row] = self._make(self._job.tasks[row], self._job.config)
             self._seen[row] = self._envs[row].reset(seed)
             self._taken[row], self._over[row], self._broken[row] = 0, False, False
-        return self._views()
+        return self._views(range(len(self._envs)))
 
-    def act(self, actions: Floats, then: Sequence[int] | None) -> Acted:
-        """Take the steps `actions` (n, H, A)."""
+    def act(self, actions: Floats, then: Sequence[int] | None, rows: Sequence[int] | None = None) -> Acted:
+        """Take the steps `actions` (n, H, A) in `rows`, all of them if null."""
+        rows = range(len(self._envs)) if rows is None else rows
         began, before = time.perf_counter(), self._broken.copy()
         rewards = np.zeros(actions.shape[:2], np.float32)
         success, alive = np.zeros(actions.shape[:2], bool), np.zeros(actions.shape[:2], bool)
         terminated, truncated = np.zeros(len(actions), bool), np.zeros(len(actions), bool)
-        for row in np.flatnonzero(~self._over).tolist():
-            steps, terminated[row], truncated[row] = self._play(row, actions[row])
+        for place, row in enumerate(rows):
+            if self._over[row]:
+                continue
+            steps, terminated[place], truncated[place] = self._play(row, actions[place])
             if steps:
                 self._seen[row] = replace(steps[-1].seen, images=self._envs[row].look())
             for h, step in enumerate(steps):
-                rewards[row, h], success[row, h], alive[row, h] = step.reward, step.success, True
-        final, broken = self._views(), self._broken & ~before
+                rewards[place, h], success[place, h], alive[place, h] = step.reward, step.success, True
+        final, broken = self._views(rows), (self._broken & ~before)[list(rows)]
         if then is not None:
-            over = np.flatnonzero(self._over).tolist()
-            self.reset(over, [then[row] for row in over])
+            over = [(row, seed) for row, seed in zip(rows, then, strict=True) if self._over[row]]
+            self.reset([row for row, _ in over], [seed for _, seed in over])
         seconds = time.perf_counter() - began
-        return Acted(self._views(), final, rewards, success, alive, terminated, truncated, broken, seconds)
+        return Acted(self._views(rows), final, rewards, success, alive, terminated, truncated, broken, seconds)
 
     def _play(self, row: int, actions: Floats) -> tuple[list[Step], bool, bool]:
         """The steps that one environment takes of a chunk (H, A), whether they end in success or failure, and whether
@@ -149,12 +155,12 @@ class Rows:
         pictures = [self._envs[row].render() for row in rows]
         return np.stack(pictures) if pictures else np.zeros((0, 3, 1, 1), np.uint8)
 
-    def _views(self) -> Views:
-        state = np.zeros((len(self._seen), self._width), np.float32)
-        for row, seen in enumerate(self._seen):
-            state[row, : len(seen.state)] = seen.state
-        cameras = self._seen[0].images
-        return Views(state, {name: np.stack([seen.images[name] for seen in self._seen]) for name in cameras})
+    def _views(self, rows: Sequence[int]) -> Views:
+        found = [self._seen[row] for row in rows]
+        state = np.zeros((len(found), self._width), np.float32)
+        for place, seen in enumerate(found):
+            state[place, : len(seen.state)] = seen.state
+        return Views(state, {name: np.stack([seen.images[name] for seen in found]) for name in self._seen[0].images})
 
 
 def prepare(job: Job) -> None:
@@ -169,6 +175,17 @@ def prepare(job: Job) -> None:
         importlib.import_module(module)
 
 
+def _listen(connection: Connection, inbox: Queue[object]) -> None:
+    """Take messages in while others are worked on: of a ring several are under way, and two that only send to each
+    other would wait for ever."""
+    try:
+        while (message := connection.recv()) is not None:
+            inbox.put(message)
+    except (EOFError, OSError):
+        pass
+    inbox.put(None)
+
+
 def serve(connection: Connection, job: Job) -> None:
     """Answer until the other end closes or says None. What goes wrong is sent as a sentence, once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who started us tells us when to stop
@@ -176,12 +193,14 @@ def serve(connection: Connection, job: Job) -> None:
         prepare(job)
         rows = Rows(job)
         connection.send(rows.specs)
-        while (message := connection.recv()) is not None:
+        inbox: Queue[object] = Queue()
+        Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+        while (message := inbox.get()) is not None:
             match message:
                 case Reset():
                     connection.send(rows.reset(message.rows, message.seeds))
                 case Act():
-                    connection.send(rows.act(message.actions, message.then))
+                    connection.send(rows.act(message.actions, message.then, message.rows))
                 case Draw():
                     connection.send(rows.draw(message.rows))
     except (EOFError, BrokenPipeError, ConnectionResetError):

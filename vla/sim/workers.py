@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 
@@ -19,52 +18,15 @@ from torch import Tensor
 from vla.sim import rendering
 from vla.sim.base import Chunk, Observations, SimulationConfig, SimulationError, Simulator, TaskConfig, TaskSpec
 from vla.sim.episodes import Episodes
+from vla.sim.process import Worker
+from vla.sim.ring import Stepping, divide
 from vla.sim.tasks import module_of
-from vla.sim.worker import Act, Acted, Draw, Job, Reset, Views, serve
+from vla.sim.worker import Act, Acted, Draw, Job, Reset, Views
 
+STOPS_S = 1.5
+"""Seconds that all workers together have to stop, in the middle of a chunk too."""
 STARTS_S, BUILDS_S = 300.0, 5.0
 """Seconds that a worker may take to start, and to build one environment more (0.2 for a task with two objects)."""
-
-
-class Worker:
-    """One process and the rows it simulates."""
-
-    def __init__(self, rows: Tensor, job: Job, settings: Mapping[str, str]) -> None:
-        self.rows, self.job, self.settings = rows, job, settings
-        self.start()
-
-    def start(self) -> None:
-        """Start a process; it answers with its specs when it is ready."""
-        spawn = multiprocessing.get_context("spawn")
-        self.connection, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, self.job), daemon=True)
-        with _environment({"OMP_NUM_THREADS": "1", **self.settings}):
-            self.process.start()
-        theirs.close()
-
-    def send(self, message: object) -> None:
-        """Send, or let the next `receive` notice that nobody is there."""
-        try:
-            self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            return
-
-    def receive(self, deadline: float) -> object:
-        """The answer, or None if the process is dead or silent until `deadline`, in which case it is ended."""
-        ready = wait([self.connection, self.process.sentinel], max(0.0, deadline - time.monotonic()))
-        try:
-            if self.connection in ready or self.connection.poll():
-                return self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            pass
-        self.kill()
-        return None
-
-    def kill(self) -> None:
-        """End the process now."""
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
 
 
 class Workers(Simulator):
@@ -96,6 +58,8 @@ class Workers(Simulator):
             {name: torch.zeros(len(self), 3, y, x, dtype=torch.uint8) for name, (y, x) in cameras.items()},
             self.instructions,
         )
+        self._ring = divide([worker.rows for worker in self._workers], config.ring)
+        self._stepping: dict[int, Stepping] = {}
         self._running = torch.zeros(len(self), dtype=torch.bool)
         self._lost = torch.zeros(len(self), dtype=torch.bool)
         self._episodes = Episodes() if config.rebuild else None
@@ -134,7 +98,8 @@ class Workers(Simulator):
         self._lost[env_index] = False
         if self._episodes is not None:
             self._episodes.begin(env_index.tolist(), seeds.tolist())
-        return self._joined([(worker.rows, _views(answer)) for worker, answer in self._pairs(answers)])
+        views = [(worker.rows, _views(answer)) for worker, answer in self._pairs(answers)]
+        return self._joined(torch.arange(len(self)), views)
 
     def chunk_step(self, actions: Tensor, then: Tensor | None = None) -> Chunk:
         self.check_actions(actions)
@@ -144,16 +109,15 @@ class Workers(Simulator):
             for worker in self._workers
         ]
         answers = self._exchange(messages)
-        chunk = self._chunk(answers, actions.shape[1])
-        chunk = replace(chunk, broken=chunk.broken | self._lost)
         if self._episodes is not None:
-            self._episodes.act((self._running & ~self._lost).nonzero()[:, 0].tolist(), numbers.numpy())
-        self._lost.zero_()
-        self._running &= ~(chunk.terminated | chunk.truncated | chunk.broken)
-        if then is not None and self._episodes is not None:
-            over = (~self._running).nonzero()[:, 0]
-            self._episodes.begin(over.tolist(), then[over].tolist())
+            taking = (self._running & ~self._lost).nonzero()[:, 0]
+            self._episodes.act(taking.tolist(), numbers[taking].numpy())
+        pairs = [(worker.rows, _acted(answer)) for worker, answer in self._pairs(answers)]
+        chunk = self._chunk(torch.arange(len(self)), pairs, actions.shape[1])
         if then is not None:
+            over = (~self._running).nonzero()[:, 0]
+            if self._episodes is not None:
+                self._episodes.begin(over.tolist(), then[over].tolist())
             self._running[:] = True
             gone = [worker.rows for worker, answer in zip(self._workers, answers, strict=True) if answer is None]
             if gone:
@@ -161,8 +125,71 @@ class Workers(Simulator):
                 chunk = replace(chunk, observations=begun)
         return chunk
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return tuple(part.rows for part in self._ring)
+
+    def begin_chunk(self, part: int, actions: Tensor) -> None:
+        shares = self._ring[part].shares
+        self.check_actions(actions, len(self._ring[part].rows))
+        if part in self._stepping:
+            raise ValueError(f"part {part} of the ring is stepping already: ask `arrived` for it first")
+        self._stepping[part] = Stepping(actions.shape[1])
+        numbers = actions.float().cpu()
+        for share in shares:
+            worker, message = self._workers[share.worker], Act(numbers[share.places].numpy(), None, share.rows)
+            worker.owes.append((part, message))
+            worker.send(message)
+
+    def arrived(self) -> list[tuple[int, Chunk]]:
+        if not self._stepping:
+            raise ValueError("no part of the ring is stepping: `begin_chunk` first")
+        while self._hear(0):  # all that came while nobody listened
+            pass
+        while not (done := [part for part in self._stepping if self._is_complete(part)]):
+            self._hear(self.config.patience_s)
+        return [(part, self._landed(part)) for part in done]
+
+    def _is_complete(self, part: int) -> bool:
+        return len(self._stepping[part].answers) == len(self._ring[part].shares)
+
+    def _hear(self, patience_s: float) -> bool:
+        """Take in an answer of each worker that has one, waiting so long for the first; whether there was any. Those
+        that are dead are started again, and those silent until then, if there was patience at all: their successors
+        answer for all parts that are under way."""
+        owing = {worker.connection: worker for worker in self._workers if worker.owes}
+        sentinels = {worker.process.sentinel: worker for worker in owing.values()}
+        ready = wait([*owing, *sentinels], patience_s)
+        said = {id(worker): worker for found in ready if (worker := owing.get(found) or sentinels.get(found))}
+        silent = owing.values() if not ready and patience_s > 0 else ()
+        for worker in [*said.values(), *silent]:
+            answer = self._answer(worker, 0.0, restart=True)
+            for found in [answer] if answer is not None else self._late(worker, [owed for _, owed in worker.owes]):
+                self._take(worker, *worker.owes.popleft(), found)
+        return bool(said)
+
+    def _take(self, worker: Worker, part: int, message: Act, answer: object) -> None:
+        """What a worker answers for its share of a part; None if it was lost."""
+        self._stepping[part].answers[self._workers.index(worker)] = None if answer is None else _acted(answer)
+        if answer is not None and self._episodes is not None:
+            rows = worker.rows[message.rows]
+            taking = self._running[rows]
+            self._episodes.act(rows[taking].tolist(), message.actions[taking.numpy()])
+
+    def _landed(self, part: int) -> Chunk:
+        stepping, rows = self._stepping.pop(part), self._ring[part].rows
+        places = {share.worker: share.places for share in self._ring[part].shares}
+        pairs = [(places[number], acted) for number, acted in stepping.answers.items() if acted is not None]
+        return self._chunk(rows, pairs, stepping.horizon)
+
+    def _settle(self) -> None:
+        """Whoever left parts of the ring under way does not ask for them any more."""
+        while self._stepping:
+            self.arrived()
+
     def render(self, env_index: Tensor) -> Tensor:
         self.check_render()
+        self._settle()
         side, chosen, drawn = self.config.video_size, set(env_index.tolist()), {}
         for worker in self._workers:
             rows = [number for number, row in enumerate(worker.rows.tolist()) if row in chosen]
@@ -173,32 +200,37 @@ class Workers(Simulator):
             drawn |= dict(zip(worker.rows[rows].tolist(), torch.as_tensor(pictures), strict=True))
         return torch.stack([drawn[row] for row in env_index.tolist()])
 
-    def _chunk(self, answers: Sequence[object], horizon: int) -> Chunk:
-        """All rows together; those of a worker that was lost are broken."""
-        count = len(self)
+    def _chunk(self, asked: Tensor, pairs: Sequence[tuple[Tensor, Acted]], horizon: int) -> Chunk:
+        """The rows `asked` (n,) together, each worker's at their places; those of a worker that was lost are broken."""
+        count = len(asked)
         rewards = torch.zeros(count, horizon)
         success, alive = (torch.zeros(count, horizon, dtype=torch.bool) for _ in range(2))
         ended = {name: torch.zeros(count, dtype=torch.bool) for name in ("terminated", "truncated", "broken")}
         seconds, views, finals = 0.0, [], []
-        for worker, answer in self._pairs(answers):
-            assert isinstance(answer, Acted)
-            rewards[worker.rows] = torch.from_numpy(answer.rewards)
-            success[worker.rows], alive[worker.rows] = map(torch.from_numpy, (answer.success, answer.alive))
+        for places, answer in pairs:
+            rewards[places] = torch.from_numpy(answer.rewards)
+            success[places], alive[places] = map(torch.from_numpy, (answer.success, answer.alive))
             for name, flags in ended.items():
-                flags[worker.rows] = torch.from_numpy(vars(answer)[name])
+                flags[places] = torch.from_numpy(vars(answer)[name])
             seconds = max(seconds, answer.seconds)
-            views.append((worker.rows, answer.views))
-            finals.append((worker.rows, answer.final))
-        return Chunk(self._joined(views), self._joined(finals), rewards, success, alive, **ended, simulation_s=seconds)
+            views.append((places, answer.views))
+            finals.append((places, answer.final))
+        ended["broken"] |= self._lost[asked]
+        self._lost[asked] = False
+        self._running[asked] &= ~(ended["terminated"] | ended["truncated"] | ended["broken"])
+        return Chunk(
+            self._joined(asked, views), self._joined(asked, finals), rewards, success, alive, **ended,
+            simulation_s=seconds,
+        )  # fmt: skip
 
-    def _joined(self, parts: Sequence[tuple[Tensor, Views]]) -> Observations:
-        """Views of all workers, in order of rows; zeros where there is none."""
-        state, images = self._blank.state.clone(), {name: image.clone() for name, image in self._blank.images.items()}
+    def _joined(self, asked: Tensor, parts: Sequence[tuple[Tensor, Views]]) -> Observations:
+        """Views of all workers for the rows `asked` (n,), each worker's at their places; zeros where there is none."""
+        state, images = self._blank.state[asked], {name: image[asked] for name, image in self._blank.images.items()}
         for rows, views in parts:
             state[rows, : views.state.shape[1]] = torch.from_numpy(views.state)
             for name, image in views.images.items():
                 images[name][rows] = torch.from_numpy(image)
-        return Observations(state, images, self._blank.instructions)
+        return Observations(state, images, tuple(self._blank.instructions[row] for row in asked.tolist()))
 
     def _pairs(self, answers: Sequence[object]) -> list[tuple[Worker, object]]:
         pairs = zip(self._workers, answers, strict=True)
@@ -206,26 +238,36 @@ class Workers(Simulator):
 
     def _exchange(self, messages: Sequence[object]) -> list[object]:
         """One answer a worker; None for one that died, which has been started again."""
+        self._settle()
         pairs = list(zip(self._workers, messages, strict=True))
         for worker, message in pairs:
             worker.send(message)
         return [self._settled(worker, message) for worker, message in pairs]
 
     def _settled(self, worker: Worker, message: object) -> object:
-        """The answer to `message`, which was sent. Should the worker die, its episodes are played again up to here by
-        the next; None where that cannot be, or where the next one dies too: they are lost then."""
+        """The answer to `message`, which was sent; should the worker die, that of its successor."""
         answer = self._answer(worker, self.config.patience_s, restart=True)
-        if answer is None and self._episodes is not None:
-            for again in (*self._episodes.again(worker.rows.tolist()), message):
-                worker.send(again)
-                answer = self._answer(worker, self.config.patience_s, restart=True)
-                if answer is None:
+        return self._late(worker, [message])[0] if answer is None else answer
+
+    def _late(self, worker: Worker, messages: Sequence[object]) -> list[object]:
+        """What the successor of a worker that died answers to the `messages` that one left unanswered, once it has
+        played the episodes again up to there. None for each where that cannot be, or where it dies too: they are lost
+        then."""
+        rows = worker.rows.tolist()
+        if self._episodes is not None:
+            answers = []
+            for message in (*self._episodes.again(rows), *messages):
+                worker.send(message)
+                answers.append(self._answer(worker, self.config.patience_s, restart=True))
+                if answers[-1] is None:
                     break
-        if answer is None:
-            print(f"the episodes of {len(worker.rows)} environments are lost")
-            self._lost[worker.rows] |= self._running[worker.rows]
-            self._running[worker.rows] = False
-        return answer
+            else:
+                return answers[-len(messages) :]
+            self._episodes.lose(rows)
+        print(f"the episodes of {len(rows)} environments are lost")
+        self._lost[rows] |= self._running[rows]
+        self._running[rows] = False
+        return [None] * len(messages)
 
     def _again(self, worker: Worker, message: object) -> object:
         worker.send(message)
@@ -288,29 +330,20 @@ def _views(answer: object) -> Views:
     return answer
 
 
+def _acted(answer: object) -> Acted:
+    assert isinstance(answer, Acted)
+    return answer
+
+
 def _stop(workers: Sequence[Worker]) -> None:
     """Ask all to stop, then see to it."""
     for worker in workers:
         if not worker.connection.closed:
             worker.send(None)
             worker.connection.close()
+    until = time.monotonic() + STOPS_S
     for worker in workers:
-        worker.process.join(2)
+        worker.process.join(max(0.0, until - time.monotonic()))
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """These variables for a process that is started inside."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
