@@ -29,6 +29,11 @@ def feed_of(parts: Parts, train: TrainConfig, runtime: Runtime, folder: RunFolde
     ahead, rows = train.ahead, train.update.micro_rows
     if ahead is None:
         return OnDemand(parts, train.resample, rows, runtime)
+    if parts.lagged is not None:
+        raise ValueError(
+            "train.ahead is set, and rollouts are drawn with the help of an older policy (rollout.plan NLPO), which "
+            "would have to follow into every source: set train.ahead to null, or rollout.plan"
+        )
     if train.resample and runtime.world > 1:
         raise ValueError(
             f"train.resample is {train.resample} and train.ahead is set on {runtime.world} ranks, whose threads would "
