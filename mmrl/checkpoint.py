@@ -68,7 +68,7 @@ def save(
 ) -> Path:
     """Write `folder`/step_<state.step> and point `latest` at it; then remove all but the last `keep`. With an
     `average`, policy/ holds that, and trained.pt what training goes on from; behind.pt has older versions of the
-    weights by which rollouts are yet to be drawn (`mmrl.ahead`). Every rank must come by here with what it has of the
+    weights that are yet to draw (`mmrl.ahead`, `mmrl.lagged`). Every rank must come by here with what it has of the
     weights, and one `writes`: the files are those of one process.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,6 +11,9 @@ from mmrl.algorithm import Algorithm
 from mmrl.batching import UpdateConfig
 from mmrl.statistics import TOLD
 from mmrl.types import Collector, Evaluator, Policy
+
+if TYPE_CHECKING:
+    from mmrl.lagged import Lagged  # which draws on what is made of parts
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Parts:
     reference: Policy | None = None
     primary_metric: str | None = None
     """What a run is judged by; None: the evaluator's first figure."""
+    lagged: Lagged | None = None
+    """The policy as it was some updates ago, if the collector acts with that too."""
 
     def to(self, device: torch.device) -> None:
         """Move the policy and its reference."""

@@ -606,9 +606,9 @@ def test_a_plan_is_named_in_a_config() -> None:
         (["synthetic.generator=vision.synthetic.Backgrounds"], r"rollout\.plan is SPEAR and `synthetic` is set"),
         (
             ["train.resample=2"],
-            r"rollout\.plan is SPEAR, which remembers .* train\.resample 2: .* set critic to null",
+            r"rollout\.plan is SPEAR, which remembers .* train\.resample is 2: .* set resample to 0",
         ),
-        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, which remembers .*widths=.*: nobody recorded"),
+        (["policy.critic.widths=[8]"], r"rollout\.plan is SPEAR, whose rows .*widths=.*: nobody recorded"),
     ],
 )
 def test_a_plan_is_refused_before_anything_runs(more: list[str], told: str) -> None:

@@ -152,11 +152,15 @@ class Experiment(TrainingKeys):
         if self.tool is not None or self.synthetic is not None:
             other = "tool" if self.tool is not None else "synthetic"
             raise ValueError(f"{name} and `{other}` is set: a plan is of answers to given pictures; set one to null")
-        if plan.remembers and (self.policy.critic is not None or self.train.resample):
+        if plan.replays and self.policy.critic is not None:
             raise ValueError(
-                f"{name}, which remembers earlier steps, with policy.critic {self.policy.critic} and train.resample "
-                f"{self.train.resample}: nobody recorded values of then, and a step is one rollout; set critic to null "
-                "and resample to 0"
+                f"{name}, whose rows may be of earlier steps, and policy.critic is {self.policy.critic}: nobody "
+                "recorded values of then; set critic to null"
+            )
+        if plan.remembers and self.train.resample:
+            raise ValueError(
+                f"{name}, which remembers earlier steps, and train.resample is {self.train.resample}: a step is one "
+                "rollout there; set resample to 0"
             )
 
     def _check_server(self) -> None:
@@ -205,7 +209,8 @@ class Experiment(TrainingKeys):
         if self.rollout.server is not None:
             self.rollout.server.check(policy)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
-        return Parts(policy, collector, evaluator, self.algorithm, reference)
+        lagged = None if answers.plan is None else answers.plan.lagged()
+        return Parts(policy, collector, evaluator, self.algorithm, reference, lagged=lagged)
 
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> VisionPolicy:
         found = replace(self.policy, model=existing_asset(self.policy.model))

@@ -7,6 +7,7 @@ stands there and no model's forward is copied.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,13 @@ class FeatureCache:
         inner.get_image_features = self._features
         self._frozen: bool | None = None  # not known before the first picture
         self.computed = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> FeatureCache:
+        """The copy of a model begins with an empty cache."""
+        found = memo[id(self)] = copy.copy(self)
+        found._kept, found._bytes = OrderedDict(), 0.0
+        found._compute = copy.deepcopy(self._compute, memo)
+        return found
 
     @contextmanager
     def serving(self, prompts: Sequence[Prompt]) -> Iterator[None]:

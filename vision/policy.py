@@ -24,6 +24,7 @@ from mmrl.heads import HEADS, CriticConfig, Worth, load_head, make_critic
 from mmrl.statistics import Entropy, asked, of_categorical
 from mmrl.types import Evaluation, Policy, Transitions
 from vision.adapters import START, VISION_MODULE, LoRA, OtherAdapter, copy_start, freeze_vision, with_adapter
+from vision.allowed import only
 from vision.features import FeatureCache
 from vision.prefix import NoPlainCache, Prefilled, Prefix, Read, prefill, read_naive, read_shared
 from vision.transitions import Conversations, Prompt, TokenTransitions
@@ -69,7 +70,8 @@ class VisionPolicy(Policy):
 
     Distribution: softmax of the float32 logits at temperature 1 over the whole vocabulary, without the
     special tokens of pictures and videos, which are banned in sampling and in the log-softmax alike:
-    one of them in an answer makes every later forward fail.
+    one of them in an answer makes every later forward fail. Where transitions say which tokens were `allowed`, it is
+    that of these alone.
 
     A critic reads the last hidden state before each token, which the token's own logits are a linear map of: all that
     the model knows of picture, question and answer so far, at no further run of it. It is brought to mean 0 and
@@ -187,7 +189,8 @@ class VisionPolicy(Policy):
         self, transitions: TokenTransitions, tokens: Tensor, length: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         logits, states = self._read(transitions, length)
-        log_softmax = self.log_softmax(logits)
+        allowed = None if transitions.allowed is None else transitions.allowed[:, :length]
+        log_softmax = self.log_softmax(only(logits, allowed))
         logprobs = log_softmax.gather(-1, tokens[..., None]).squeeze(-1)
         wanted = (*self.report, Entropy()) if self.report_entropy else self.report
         return logprobs, of_categorical(asked(wanted), log_softmax, tokens), states

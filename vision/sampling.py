@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrl.statistics import Entropy, asked, of_categorical
+from vision.allowed import Nucleus, only, recorded
 from vision.policy import VisionPolicy
 from vision.prefix import Prefix, Read, extend, run_prompts
 from vision.transitions import Prompt, TokenTransitions
@@ -33,14 +34,16 @@ def draw(
     max_new_tokens: int,
     generator: torch.Generator | None,
     keep_prefill: bool = False,
+    nucleus: Nucleus | None = None,
 ) -> Drawn:
-    """`group` completions of each prompt, at temperature 1 from the full distribution; the most likely
-    token instead where `generator` is None. `keep_prefill` leaves the run of the prompts to the policy."""
+    """`group` completions of each prompt, at temperature 1 from the full distribution, or what of it is in `nucleus`;
+    the most likely token instead where `generator` is None. `keep_prefill` leaves the run of the prompts to the policy.
+    """
     device = policy.banned.device
     rows = torch.arange(len(prompts), device=device).repeat_interleave(group)
     blank = torch.full((len(rows), max_new_tokens), policy.pad_id, device=device)
     transitions = TokenTransitions(tuple(prompt.to(device) for prompt in prompts), rows, blank)
-    return go_on(policy, transitions, torch.zeros_like(rows), generator, keep_prefill)
+    return go_on(policy, transitions, torch.zeros_like(rows), generator, keep_prefill, nucleus)
 
 
 @torch.no_grad()
@@ -50,6 +53,7 @@ def go_on(
     first: Tensor,
     generator: torch.Generator | None,
     keep_prefill: bool = False,
+    nucleus: Nucleus | None = None,
 ) -> Drawn:
     """The completions (B, C) of `transitions` drawn on from their token `first` (B,), less than C, up to C tokens at
     most. The tokens before it, none of which may end an answer, are alive, and nothing else is known of them: 0."""
@@ -59,7 +63,9 @@ def go_on(
     stops = torch.tensor(policy.eos_ids, device=device)
     skipped = int(first.min()) if rows else 0
     blank[:, :skipped] = given[:, :skipped]
-    source = _Source(policy, replace(transitions, completions=blank), keep_prefill, most, skipped)
+    known = replace(transitions, completions=blank, allowed=None)
+    source = _Source(policy, known, keep_prefill, most, skipped)
+    sets = None if nucleus is None else _Sets(nucleus, known, most, skipped)
     alive = torch.zeros(rows, most, dtype=torch.bool, device=device)
     alive[:, :skipped] = True
     logprobs, values = (torch.zeros(alive.shape, device=device) for _ in range(2))
@@ -68,7 +74,7 @@ def go_on(
     running = torch.ones(rows, dtype=torch.bool, device=device)
     for t in range(skipped, most):
         said = source.next(t)
-        log_softmax = policy.log_softmax(said.logits[:, -1])
+        log_softmax = policy.log_softmax(only(said.logits[:, -1], None if sets is None else sets.next(t)))
         token = log_softmax.argmax(-1) if generator is None else pick(log_softmax, generator)
         token = torch.where(t < first, given[:, t], token)
         blank[:, t] = torch.where(running, token, policy.pad_id)
@@ -84,7 +90,7 @@ def go_on(
     length = max(1, int(alive.any(0).sum()))
     drawn = alive & (torch.arange(most, device=device) >= first[:, None])
     return Drawn(
-        replace(transitions, completions=blank[:, :length]),
+        replace(known, completions=blank[:, :length], allowed=None if sets is None else sets.of(drawn[:, :length])),
         torch.where(drawn, logprobs, 0.0)[:, :length],
         {name: torch.where(drawn, found, 0.0)[:, :length] for name, found in stats.items()},
         alive[:, :length],
@@ -127,6 +133,24 @@ class _Source:
             return self._prefix.last
         last = self._transitions.completions[:, t - 1 : t]
         return extend(self._policy.model, self._prefix, last, t - 1, self._policy.mrope)
+
+
+class _Sets:
+    """Which tokens the next one is drawn from, and a record of that."""
+
+    def __init__(self, nucleus: Nucleus, transitions: TokenTransitions, tokens: int, known: int) -> None:
+        self._nucleus, self._found = nucleus, list[Tensor]()
+        self._source = _Source(nucleus.policy, transitions, False, tokens, known)
+
+    def next(self, t: int) -> Tensor:
+        """For token t (B, K)."""
+        said = self._source.next(t).logits[:, -1]
+        self._found.append(self._nucleus.of(self._nucleus.policy.log_softmax(said)))
+        return self._found[-1]
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """For all tokens (B, C, K) up to the last one, of those that were `drawn` (B, C)."""
+        return recorded(self._found, drawn)
 
 
 def written(policy: VisionPolicy, completions: Tensor) -> list[list[int]]:

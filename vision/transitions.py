@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmrl.types import Transitions
+from vision.allowed import joined as joined_sets
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,14 @@ class TokenTransitions(Transitions):
     prompts: tuple[Prompt, ...]  # P
     prompt_index: Tensor  # (B,) long
     completions: Tensor  # (B, C) long, padded on the right
+    allowed: Tensor | None = None  # (B, C, K) int32: the tokens that each was drawn from (`vision.allowed`); None: all
 
     def rows(self, index: Tensor) -> Self:
         used, renumbered = torch.unique(self.prompt_index[index], return_inverse=True)
         chosen = tuple(self.prompts[int(i)] for i in used)
-        return replace(self, prompts=chosen, prompt_index=renumbered, completions=self.completions[index])
+        allowed = None if self.allowed is None else self.allowed[index]
+        completions = self.completions[index]
+        return replace(self, prompts=chosen, prompt_index=renumbered, completions=completions, allowed=allowed)
 
     def to(self, device: torch.device) -> Self:
         return replace(
@@ -56,6 +60,7 @@ class TokenTransitions(Transitions):
             prompts=tuple(prompt.to(device) for prompt in self.prompts),
             prompt_index=self.prompt_index.to(device),
             completions=self.completions.to(device),
+            allowed=None if self.allowed is None else self.allowed.to(device),
         )
 
     def __len__(self) -> int:
@@ -69,6 +74,7 @@ class TokenTransitions(Transitions):
             tuple(prompt for part in parts for prompt in part.prompts),
             torch.cat([part.prompt_index + start for part, start in zip(parts, starts, strict=True)]),
             torch.cat([pad(part.completions, (0, longest - part.completions.shape[1])) for part in parts]),
+            joined_sets([part.allowed for part in parts], [len(part) for part in parts], longest),
         )
 
     def written(self, row: int) -> list[int]:

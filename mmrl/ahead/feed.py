@@ -30,7 +30,7 @@ class Position:
     generators: dict[str, Tensor]
     """Those that rollouts are drawn from, of this process, by "rank/name"."""
     behind: Mapping[int, Weights] = field(default_factory=dict)
-    """Older versions of the policy by which rollouts are yet to be drawn."""
+    """Older versions of the policy by which rollouts are yet to be drawn, or with whose help (`mmrl.lagged`)."""
 
 
 class Feed(abc.ABC):
@@ -92,11 +92,14 @@ class OnDemand(Feed):
         return with_reference(rollout, parts, self.micro_rows, self.runtime)
 
     def position(self) -> Position:
-        name = f"{self.runtime.rank}/collect"
-        return Position(self.parts.collector.state_dict(), {name: self.runtime.generator("collect").get_state()})
+        name, lagged = f"{self.runtime.rank}/collect", self.parts.lagged
+        generators = {name: self.runtime.generator("collect").get_state()}
+        return Position(self.parts.collector.state_dict(), generators, {} if lagged is None else lagged.older())
 
     def restore(self, step: int, position: Position) -> None:
         self.parts.collector.load_state_dict(position.collector)
+        if self.parts.lagged is not None:
+            self.parts.lagged.load(position.behind)
         generator = position.generators.get(f"{self.runtime.rank}/collect")
         if generator is not None:
             self.runtime.generator("collect").set_state(generator)

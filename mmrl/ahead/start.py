@@ -37,6 +37,11 @@ def feed_of(
             "part reads those of the policy that drew: add mmrl.selectors.TruncatedImportance or IcePop, or take "
             "mmrl.surrogates.AIPO"
         )
+    if parts.lagged is not None:
+        raise ValueError(
+            "train.ahead is set, and rollouts are drawn with the help of an older policy (as by NLPO), which would have "
+            "to follow into every source: set train.ahead to null, or rollout.plan"
+        )
     if train.resample and runtime.world > 1:
         raise ValueError(
             f"train.resample is {train.resample} and train.ahead is set on {runtime.world} ranks, whose threads would "

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mmrl.lagged import Lagged
 from mmrl.types import Rollout
+from vision.allowed import Nucleus
 from vision.policy import VisionPolicy
 from vision.sampling import Drawn, draw, go_on
 from vision.transitions import Prompt, TokenTransitions
@@ -61,6 +63,8 @@ class Plan(abc.ABC):
 
     remembers: bool = False
     """Whether a rollout depends on those before it."""
+    replays: bool = False
+    """Whether its rows may hold tokens of an earlier step."""
 
     def check(self, group: int, max_new_tokens: int) -> None:  # noqa: B027 - most can make any
         """Raises:
@@ -81,6 +85,10 @@ class Plan(abc.ABC):
         """What becomes of the rewarded rollout of these answers."""
         return rollout
 
+    def lagged(self) -> Lagged | None:
+        """The policy as it was some updates ago, which it draws with too."""
+        return None
+
     def measured(self) -> Mapping[str, float]:
         """Figures of where it stands, by metric name."""
         return {}
@@ -93,9 +101,11 @@ class Plan(abc.ABC):
         """Remember what `state_dict` told."""
 
 
-def whole(policy: VisionPolicy, wanted: Wanted, group: int | None = None) -> Rows:
-    """Answers that begin with nothing: `group` to each prompt, all that are wanted if null."""
-    drawn = draw(policy, wanted.prompts, group or wanted.group, wanted.limit, wanted.generator, wanted.keep_prefill)
+def whole(policy: VisionPolicy, wanted: Wanted, group: int | None = None, nucleus: Nucleus | None = None) -> Rows:
+    """Answers that begin with nothing: `group` to each prompt, all that are wanted if null; of the tokens in `nucleus`,
+    if it is given."""
+    count, keep = group or wanted.group, wanted.keep_prefill
+    drawn = draw(policy, wanted.prompts, count, wanted.limit, wanted.generator, keep, nucleus)
     return Rows(drawn, torch.zeros_like(drawn.transitions.prompt_index))
 
 

@@ -45,7 +45,7 @@ class SPEAR(Plan):
     coef: float = 1.0
     ramp: int = 200
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
-    remembers = True
+    remembers = replays = True
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.tolerance < 1 or self.coef < 0 or self.ramp < 0:

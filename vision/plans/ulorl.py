@@ -30,7 +30,7 @@ class UloRL(Plan):
     segment: int = 16384
     _open: list[list[Kept]] = field(default_factory=list, init=False, repr=False, compare=False)
     _taken: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
-    remembers = True
+    remembers = replays = True
 
     def __post_init__(self) -> None:
         if self.segment < 1:
