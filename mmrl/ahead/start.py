@@ -39,8 +39,8 @@ def feed_of(
         )
     if parts.lagged is not None:
         raise ValueError(
-            "train.ahead is set, and rollouts are drawn with the help of an older policy (as by NLPO), which would have "
-            "to follow into every source: set train.ahead to null, or rollout.plan"
+            "train.ahead is set, and rollouts are drawn with the help of an older policy (as by NLPO), which would "
+            "have to follow into every source: set train.ahead to null, or rollout.plan"
         )
     if train.resample and runtime.world > 1:
         raise ValueError(
