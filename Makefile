@@ -80,6 +80,12 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.parts cost
 	$(BIN)/python -m benchmarks.rewards
 	$(BIN)/python -m benchmarks.judge_rl
+	$(BIN)/python -m benchmarks.scale equal
+	$(BIN)/python -m benchmarks.sizing
+	for what in bandit equal digits overlap; do $(BIN)/python -m benchmarks.ahead $$what || exit 1; done
+	$(BIN)/python -m benchmarks.simulation_ring
+	for domain in vision diffusion vla; do $(BIN)/python -m benchmarks.reliability kills --domain $$domain || exit 1; done
+	for domain in vision diffusion vla; do $(BIN)/python -m benchmarks.reliability soak --domain $$domain || exit 1; done
 	$(BIN)/python -m benchmarks.readme
 
 clean:
