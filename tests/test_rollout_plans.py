@@ -113,7 +113,7 @@ def test_a_group_of_hundreds_is_one_gradient_in_a_few_rows_of_memory() -> None:
     policy.most = 0
     (found,), _ = run(policy, rollout, algorithm, micro_rows=16)
     assert policy.most == 16
-    assert_same_gradient(found, wanted)
+    assert_same_gradient(found, wanted, 1e-5)  # float32 sums of 3,000 terms in another order
 
 
 def test_the_mass_balance_of_the_card() -> None:
