@@ -442,6 +442,16 @@ def structure(found: dict) -> str:
     return "\n".join([*rows, "", told])
 
 
+ELSEWHERE = {
+    "diffusion": (
+        "RLCM, JPEG size, held-out prompts, no KL to the start",
+        {"reward": "reward", "gold_accuracy": "gold accuracy", "diversity": "diversity", "kl": "KL to the start"},
+    ),
+    "vla": ("PushCube, Flow-Noise, GRPO", {"success_rate": "success"}),
+}
+"""Where parts ran besides tokens, and what is shown of it."""
+
+
 def parts(found: dict) -> str:
     """What methods against the loss of entropy do on digits, and what each costs."""
     text = []
@@ -469,6 +479,19 @@ def parts(found: dict) -> str:
             f"{max(run['logprob_diff_max'] for run in arms.values()):.0e}.",
         ]
         text.append("\n".join(rows))
+    for domain, (heading, columns) in ELSEWHERE.items():
+        if arms := found["arms"].get(domain):
+            rows = [
+                f"| {heading} | {' | '.join(columns.values())} | chosen a step |",
+                "|---|" + "---|" * (len(columns) + 1),
+            ]
+            first = next(iter(arms.values()))
+            rows.append(f"| start | {' | '.join(pm(first['eval_before'][name]) for name in columns)} | - |")
+            for arm, run in arms.items():
+                chosen = ", ".join(f"{count:.0f}" for count in run["chosen_per_step"].values()) or "-"
+                rows.append(f"| {arm} | {' | '.join(pm(run['eval_after'][name]) for name in columns)} | {chosen} |")
+            said = f"{first['seeds']} seeds, {first['steps']} steps, {first['decisions_per_step']:,.0f} trained decisions a step."
+            text.append("\n".join([*rows, "", said]))
     if cost := found.get("cost"):
         found_ratios = sorted((part["ratio"], name) for name, part in cost["parts"].items())
         ratios = ", ".join(f"{name} {ratio:.2f}" for ratio, name in found_ratios)
