@@ -377,7 +377,7 @@ def test_what_draws_counts_as_training(tmp_path: Path) -> None:
     """Whenever it draws: here for the most part while the trainer evaluates, and waits for it."""
     found = {}
     for name, words in {"plain": [], "ahead": ["train.ahead={staleness: 1}"]}.items():
-        run = trained_run(tmp_path, name, *words, "evaluate.every=1", "rollout.prompts=64", "rollout.group=64")
+        run = trained_run(tmp_path, name, *words, "evaluate.every=1", "rollout.prompts=32", "rollout.group=32")
         found[name] = json.loads((run / "summary.json").read_text())
     assert found["ahead"]["cpu_s"] > 0.5 * found["plain"]["cpu_s"]
     assert found["ahead"]["eval_cpu_s"] < 0.5 * found["ahead"]["cpu_s"]
