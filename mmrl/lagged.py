@@ -44,9 +44,8 @@ class Lagged:
         if self._copy is None:
             self._copy = twin(policy).eval()
         if not self._up_to_date:
-            weights = self._versions[version]
-            for name, parameter in self._copy.named_parameters():
-                if parameter.requires_grad:
-                    parameter.data = weights[name].to(parameter.device)  # not copied: one set of them is enough
+            own = dict(self._copy.named_parameters())
+            for name, tensor in self._versions[version].items():  # not copied: one set of them is enough
+                own[name].data = tensor.to(own[name].device)
             self._up_to_date = True
         return self._copy

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
+
+from tests.answering import Handler, answering
 
 Reply = tuple[int, str]
 
@@ -86,20 +86,11 @@ class FakeJudge:
 def serving(fake: FakeJudge, port: int = 0) -> Iterator[FakeJudge]:
     """`fake` at `fake.url`; port 0 is one that is free."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def send(self, status: int, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
+    class Judge(Handler):
         def gone(self) -> bool:
             if fake.away:
                 fake.turned_away += 1
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self.cut()
             return fake.away
 
         def do_GET(self) -> None:
@@ -118,18 +109,5 @@ def serving(fake: FakeJudge, port: int = 0) -> Iterator[FakeJudge]:
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Service(ThreadingHTTPServer):
-        def handle_error(self, request: object, address: object) -> None:
-            pass  # a connection that was cut
-
-    service = Service(("127.0.0.1", port), Handler)
-    threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True).start()
-    fake.url = f"http://127.0.0.1:{service.server_port}"
-    try:
+    with answering(Judge, port) as fake.url:
         yield fake
-    finally:
-        service.shutdown()
-        service.server_close()

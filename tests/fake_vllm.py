@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from tests.answering import Handler, Service, answering
 from vision.policy import VisionPolicy
 from vision.sampling import draw
 from vision.transitions import Prompt
@@ -148,19 +148,7 @@ class FakeVLLM:
 def serving(fake: FakeVLLM) -> Iterator[FakeVLLM]:
     """`fake` at `fake.url`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def send(self, status: int, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def cut(self) -> None:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-
+    class Server(Handler):
         def handle_any(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length) or b"null")
@@ -195,20 +183,11 @@ def serving(fake: FakeVLLM) -> Iterator[FakeVLLM]:
 
         do_GET = do_POST = handle_any
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    class Service(ThreadingHTTPServer):
+    class Loud(Service):
         request_queue_size = 64
 
         def handle_error(self, request: object, address: object) -> None:
-            print("fake vLLM:", repr(__import__("sys").exception()))
+            print("fake vLLM:", repr(sys.exception()))
 
-    service = Service(("127.0.0.1", 0), Handler)
-    threading.Thread(target=service.serve_forever, args=(0.02,), daemon=True).start()
-    fake.url = f"http://127.0.0.1:{service.server_port}"
-    try:
+    with answering(Server, service=Loud) as fake.url:
         yield fake
-    finally:
-        service.shutdown()
-        service.server_close()
