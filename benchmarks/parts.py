@@ -4,7 +4,7 @@ The arms of configs/compare/entropy.yaml over its seeds on handwritten digits; p
 (RLCM) and on action chunks (PushCube, Flow-Noise); and `cost`: CPU time of a step with each part as a ratio to plain
 GRPO's, in one process, in turns. Every run is a folder under runs/benchmark_parts; finished ones are not run again.
 
-    python -m benchmarks.parts                # hours; --steps 2 tries it out, and writes no figures
+    python -m benchmarks.parts                # hours; --domain does one; --steps 2 tries it out: no figures
     python -m benchmarks.parts cost
 """
 
@@ -16,6 +16,7 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import RESULTS, spread, write
@@ -86,6 +87,7 @@ TRIED = {
     "vla": ["held_out.episodes=4", "held_out.between=4", "rollout.episodes=16", "env.max_steps=16"],
 }
 """What makes a try short."""
+DOMAINS = ("vision", *ELSEWHERE)
 ROUNDS, WARM = 30, 3
 MOMENTS = 8
 """Steps at which a curve is told."""
@@ -140,13 +142,20 @@ def _mean(steps: list[list[dict]], place: int, name: str) -> float:
     return statistics.fmean(run[min(place, len(run) - 1)][name] for run in steps)
 
 
-def measure(steps: int | None) -> None:
-    """Run what is missing, then write the figures of what there is after each arm."""
+def measure(domain: str, steps: int | None) -> None:
+    """Run what is missing of a domain, and write the figures of what there is after each arm."""
     root = ROOT if steps is None else ROOT / f"tried_{steps}"
     if steps is not None:
-        shutil.rmtree(root, ignore_errors=True)
-    plan = read_plan(find_config("compare/entropy"), root / "vision")
-    found: dict[str, dict] = {"vision": {}}
+        shutil.rmtree(root / domain, ignore_errors=True)
+    found: dict[str, dict] = {}
+    for arm, folders in (_tokens if domain == "vision" else _elsewhere)(domain, root / domain, steps):
+        found[arm] = figures(folders)
+        keep({domain: found}, steps)
+
+
+def _tokens(domain: str, root: Path, steps: int | None) -> Iterator[tuple[str, list[Path]]]:
+    """The arms of the comparison and their finished runs."""
+    plan = read_plan(find_config("compare/entropy"), root)
     by_arm: dict[str, list[Path]] = {}
     seeds = {run.seed for run in plan.runs} if steps is None else {0}
     for run in plan.runs:
@@ -155,27 +164,26 @@ def measure(steps: int | None) -> None:
         words = [*run.overrides, "logging.progress=false"]
         by_arm.setdefault(run.arm, []).append(trained(run.recipe, words, run.seed, run.folder, steps))
         if len(by_arm[run.arm]) == len(seeds):
-            found["vision"][run.arm] = figures(by_arm[run.arm])
-            keep(found, steps)
-    for domain, (recipe, words, arms) in ELSEWHERE.items():
-        found[domain] = {}
-        for arm, more in arms.items():
-            folders = [
-                trained(recipe, [*SHARED_ELSEWHERE, *words, *more], seed, root / domain / arm / f"seed{seed}", steps)
-                for seed in (ELSEWHERE_SEEDS if steps is None else ELSEWHERE_SEEDS[:1])
-            ]
-            found[domain][arm] = figures(folders)
-            keep(found, steps)
+            yield run.arm, by_arm[run.arm]
+
+
+def _elsewhere(domain: str, root: Path, steps: int | None) -> Iterator[tuple[str, list[Path]]]:
+    """The arms of ELSEWHERE and their finished runs."""
+    recipe, words, arms = ELSEWHERE[domain]
+    seeds = ELSEWHERE_SEEDS if steps is None else ELSEWHERE_SEEDS[:1]
+    for arm, more in arms.items():
+        overrides = [*SHARED_ELSEWHERE, *words, *more]
+        yield arm, [trained(recipe, overrides, seed, root / arm / f"seed{seed}", steps) for seed in seeds]
 
 
 def keep(found: dict[str, dict], steps: int | None, cost: dict | None = None) -> None:
-    """Write the figures, beside those of the other half; those of a try are only printed."""
+    """Write the figures, beside those of other domains and the costs; those of a try are only printed."""
     if steps is not None:
         print(json.dumps(found)[-500:])
         return
     file = RESULTS / "parts.json"
     there = json.loads(file.read_text()) if file.exists() else {}
-    kept = {"arms": found or there.get("arms", {}), "cost": cost or there.get("cost", {})}
+    kept = {"arms": {**there.get("arms", {}), **found}, "cost": cost or there.get("cost", {})}
     write("parts", {"what": (__doc__ or "").split("\n")[0], **kept})
 
 
@@ -215,13 +223,15 @@ def main() -> None:
     """What the command line asks for."""
     asked = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     asked.add_argument("what", nargs="?", choices=("measure", "cost"), default="measure")
+    asked.add_argument("--domain", choices=DOMAINS, help="default: one after another")
     asked.add_argument("--steps", type=int, default=None, help="of every run, to try it out: no figures are written")
     asked.add_argument("--rounds", type=int, default=ROUNDS, help="of `cost`")
     given = asked.parse_args()
     if given.what == "cost":
         cost(given.rounds)
     else:
-        measure(given.steps)
+        for domain in [given.domain] if given.domain else DOMAINS:
+            measure(domain, given.steps)
 
 
 if __name__ == "__main__":
