@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -40,6 +40,7 @@ from mmrl.masked import group_sizes, group_varies, masked_mean, masked_sum
 from mmrl.runtime import Runtime
 from mmrl.types import Estimate, Rollout
 
+PARITY = "parity/"
 PARITY_LIMIT = 1e-5
 """Largest honest difference of a log-prob per decision dimension in float32."""
 
@@ -110,12 +111,19 @@ def rollout_metrics(rollout: Rollout) -> dict[str, float]:
 def with_measured(metrics: Mapping[str, float], measured: Mapping[str, float], runtime: Runtime) -> dict[str, float]:
     """`metrics` of all ranks with what this rank's collector has `measured`: of a parity the largest of all, of
     everything else the mean over ranks, so that all of them decide alike."""
-    largest = {name: value for name, value in measured.items() if name.startswith("parity/")}
+    largest = {name: value for name, value in measured.items() if name.startswith(PARITY)}
     means = runtime.sum_over_ranks({n: value for n, value in measured.items() if n not in largest})
     found = {**metrics, **{name: total / runtime.world for name, total in means.items()}}
     for name, value in runtime.max_over_ranks(largest).items():
         found[name] = max(value, found.get(name, value))
     return found
+
+
+def together_measured(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What several sources of one rank have measured, by the same rule."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    found = {name: [part[name] for part in parts if name in part] for name in names}
+    return {n: max(v) if n.startswith(PARITY) else sum(v) / len(v) for n, v in found.items()}
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:

@@ -14,17 +14,11 @@ from mmrl.ahead.feed import Feed, Position, with_reference
 from mmrl.ahead.source import Place, Source
 from mmrl.ahead.stream import SampleStream
 from mmrl.ahead.weights import WeightStore, trained
+from mmrl.metrics import together_measured
 from mmrl.parts import Parts
 from mmrl.resampling import together
 from mmrl.runtime import Runtime
 from mmrl.types import Rollout
-
-
-def together_measured(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Figures of all sources: the largest of a parity, the mean of everything else."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    found = {name: [part[name] for part in parts if name in part] for name in names}
-    return {n: max(v) if n.startswith("parity/") else sum(v) / len(v) for n, v in found.items()}
 
 
 class Running(Feed):
