@@ -29,6 +29,11 @@ def pm(figure: dict) -> str:
     return f"{figure['mean']:.3f} ± {figure['std']:.3f}"
 
 
+def median(figure: dict) -> float:
+    """Of the values of `spread`."""
+    return statistics.median(figure["values"])
+
+
 def write(name: str, figures: dict[str, object]) -> Path:
     """Write figures with versions and machine; the command line is the one that was run."""
     RESULTS.mkdir(parents=True, exist_ok=True)
