@@ -7,7 +7,7 @@ import json
 import resource
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import yaml
@@ -58,7 +58,8 @@ def train(
         experiment.stop, overrides if resume else (),
     )  # fmt: skip
     with run.in_use() if runtime.is_main else nullcontext():
-        summary = trainer.fit(resume)
+        with closing(parts):
+            summary = trainer.fit(resume)
         if not runtime.is_main:
             return 0
         if trainer.interrupted:
@@ -140,7 +141,8 @@ def prepared(target: str, overrides: Sequence[str], which: str | None = None) ->
 def evaluate(target: str, overrides: Sequence[str], which: str | None = None) -> dict[str, object]:
     """Held-out figures of a checkpoint of a run or of a config's start."""
     _, _, trainer = prepared(target, overrides, which)
-    return {name: dataclasses.asdict(estimate) for name, estimate in trainer.evaluate().items()}
+    with closing(trainer.parts):
+        return {name: dataclasses.asdict(estimate) for name, estimate in trainer.evaluate().items()}
 
 
 def rollout(config: str, overrides: Sequence[str], output: Path) -> dict[str, object]:

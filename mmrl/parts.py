@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from mmrl.types import Collector, Evaluator, Policy
 
 if TYPE_CHECKING:
     from mmrl.lagged import Lagged  # which draws on what is made of parts
+
+
+def nothing() -> None:
+    """There is nothing to end."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Parts:
     """What a run is judged by; None: the evaluator's first figure."""
     lagged: Lagged | None = None
     """The policy as it was some updates ago, if the collector acts with that too."""
+    close: Callable[[], None] = nothing
+    """Ends what they hold besides memory, processes say; twice is fine."""
 
     def to(self, device: torch.device) -> None:
         """Move the policy and its reference."""

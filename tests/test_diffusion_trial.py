@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from diffusion.trial import sheet_of
-from mmrl.check import Groups, rewards, verdict, zero_spread
+from mmrl.check import rewards
 from mmrl.cli import main
 from mmrl.experiment import Trial, Tried
 from mmrl.types import Rollout
+from mmrl.verdicts import Groups, verdict, zero_spread
 from mmrl.yaml_files import read_yaml
 from tests.fake_judge import FakeJudge, serving
 from tests.tiny_pipelines import make

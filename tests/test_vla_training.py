@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -128,7 +129,9 @@ def test_several_tasks_have_their_own_figures(tmp_path: Path) -> None:
     unseen = "{id: PushCube-v1, name: unseen, instruction: push, max_steps: 8}"
     settings = [s for s in SHORT if not s.startswith("env.")]
     words = [f"env=[{first}, {second}]", f"held_out.tasks=[{unseen}]", "train.steps=2", *settings]
+    before = {process.pid for process in multiprocessing.active_children()}
     assert mmrl(["train", "vla/pirl_pushcube", *words, "--run", str(tmp_path / "run")]) == 0
+    assert {process.pid for process in multiprocessing.active_children()} <= before  # its simulators end with the run
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     after = summary["eval_after"]
     assert {name: after[name]["n"] for name in after if "rate" in name} == {

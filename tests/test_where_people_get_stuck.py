@@ -12,7 +12,6 @@ from PIL import Image
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
 from mmrl.algorithm import Algorithm
-from mmrl.check import Groups, verdict_on_share, zero_spread
 from mmrl.cli import main
 from mmrl.config import ConfigError, load
 from mmrl.experiment import Trial, Tried
@@ -24,6 +23,7 @@ from mmrl.settings import TrainConfig
 from mmrl.surrogates import PPOClip
 from mmrl.trainer import Trainer
 from mmrl.types import Rollout
+from mmrl.verdicts import Groups, verdict_on_share, zero_spread
 from rewards.compose import Part, WeightedSum
 from rewards.text import AnswerMatch
 from tests.tiny_vlms import make

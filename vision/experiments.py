@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmrl.experiment import Exported, Trial
 from mmrl.keys import TrainingKeys
-from mmrl.parts import Parts
+from mmrl.parts import Parts, nothing
 from mmrl.recipes import existing_asset, find_asset
 from mmrl.runtime import Runtime
 from mmrl.settings import EvaluateConfig
@@ -202,15 +202,16 @@ class Experiment(TrainingKeys):
             )
         weights = self.data.training.task_weights()
         answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool, weights)
-        evaluator, collector = self.evaluator(policy, encode), answers
+        evaluator, collector, close = self.evaluator(policy, encode), answers, nothing
         if self.synthetic is not None:
             collector = evolving = EvolvingCollector(answers, self.synthetic)
+            close = evolving.close
             evaluator = replace(evaluator, made=lambda: list(evolving.wall))
         if self.rollout.server is not None:
             self.rollout.server.check(policy)
         reference = policy.reference(moved=start is not None) if self.algorithm.needs_reference else None
         lagged = None if answers.plan is None else answers.plan.lagged()
-        return Parts(policy, collector, evaluator, self.algorithm, reference, lagged=lagged)
+        return Parts(policy, collector, evaluator, self.algorithm, reference, lagged=lagged, close=close)
 
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> VisionPolicy:
         found = replace(self.policy, model=existing_asset(self.policy.model))

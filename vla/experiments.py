@@ -112,7 +112,7 @@ class Experiment(TrainingKeys):
         collector = EpisodeCollector(simulator, self.rollout, self.reward, runtime)
         evaluator = EpisodeEvaluator(tasks, simulation, self.held_out, simulator, self.videos)
         reference = policy.reference() if self.algorithm.needs_reference else None
-        return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="success_rate")
+        return Parts(policy, collector, evaluator, self.algorithm, reference, "success_rate", close=simulator.close)
 
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> RobotPolicy:
         found = replace(self.policy, path=existing_asset(self.policy.path))

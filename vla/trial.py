@@ -11,11 +11,11 @@ from lerobot.processor import NormalizerProcessorStep
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
-from mmrl.check import TOO_EASY, TOO_HARD
 from mmrl.experiment import Trial, Tried
 from mmrl.parts import Parts
 from mmrl.runtime import Runtime, acting
 from mmrl.types import Estimate
+from mmrl.verdicts import TOO_EASY, TOO_HARD
 from vla import demonstrations
 from vla.cameras import Compared, camera_line
 from vla.collector import EpisodeCollector
