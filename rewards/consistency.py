@@ -59,7 +59,8 @@ class ThoughtImplies(RewardFunction):
         for output, implied in zip(samples.outputs, samples.columns["implied"], strict=True):
             assert isinstance(implied, Mapping)
             words = re.findall(r"\w+", tagged(str(output), self.thought).casefold())
-            follows = {implied[word] for word in words if word in implied}
+            leads = {str(word).casefold(): str(answer).casefold() for word, answer in implied.items()}
+            follows = {leads[word] for word in words if word in leads}
             given = AnswerMatch(self.answer).extract(str(output)).casefold()
             scores.append(float(follows == {given}) if len(follows) == 1 else None)
         return as_scores(scores)

@@ -5,6 +5,7 @@ reward.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,17 +15,18 @@ import torch
 
 from mmrl.cli import main
 from mmrl.config import load
-from mmrl.runtime import Runtime
+from mmrl.runtime import Runtime, RuntimeConfig
 from mmrl.trainer import Trainer
 from mmrl.types import Samples
 from rewards.consistency import ThoughtImplies
 from rewards.swapped import ShownFirst, SwapAgreement
-from vision.data import BothOrders, Digits, JudgedDigits
+from vision.collector import AnswerCollector, RolloutConfig
+from vision.data import BothOrders, Digits, Example, JudgedDigits
 from vision.data.digits import NAMES
 from vision.data.judged import WORDS, truth
 from vision.evaluation import with_other_pictures
 from vision.judge import TrainedJudge
-from vision.plans import Swapped
+from vision.plans import HardPhases, Swapped
 from vision.policy import PolicyConfig
 
 SMALL = ["data.protocol.clusters=20", "data.protocol.pool=4", "data.protocol.evaluation=4", "data.protocol.dev=2"]
@@ -80,12 +82,31 @@ def test_nothing_stands_in_two_parts_and_the_pool_has_both_orders_beside_each_ot
         BothOrders(evaluation=1797).split(JudgedDigits())
 
 
-def test_a_plan_asks_pairs_in_both_orders() -> None:
-    assert Swapped().take([4, 9, 1, 2], 10) == [4, 5, 9, 8]
-    with pytest.raises(ValueError, match="a process has 3 prompts: give an even number"):
-        Swapped().take([1, 2, 3], 10)
-    with pytest.raises(ValueError, match="there are 9 examples, so that one has no other order"):
-        Swapped().take([8, 1], 9)
+def asking(pool: Sequence[Example], prompts: int = 4, **more: object) -> AnswerCollector:
+    """What asks `pool` by the plan; nothing is drawn."""
+    config = RolloutConfig(prompts=prompts, group=2, plan=Swapped())
+    return AnswerCollector(pool, None, None, config, Runtime(RuntimeConfig(device="cpu"), 0), **more)  # type: ignore[arg-type]
+
+
+def test_a_plan_asks_each_pair_once_an_epoch_in_both_orders() -> None:
+    pool = [Example(f"{pair}-{order}", (), "q", "a", {"pair": pair}) for pair in range(6) for order in (0, 1)]
+    collector, seen = asking(pool), []
+    for _ in range(3):
+        places, numbers = collector.turn()
+        assert places == [0, 1, 2, 3]
+        assert [number ^ 1 for number in numbers[::2]] == numbers[1::2]
+        seen += numbers
+    assert sorted(seen) == list(range(12))
+    with pytest.raises(ValueError, match="which asks 2 at a time, and there are 3 prompts on 1 processes out of 12"):
+        asking(pool, prompts=3)
+    with pytest.raises(ValueError, match="out of 11 examples: give multiples of 2 and 2"):
+        asking(pool[:-1])
+    with pytest.raises(ValueError, match="0-1 and 1-0 are not one pair in both orders"):
+        asking([pool[1], pool[2]])
+    with pytest.raises(ValueError, match="goes through the examples in its own way, and data.source has weights"):
+        asking(pool, weights={"digits": 1.0})
+    with pytest.raises(ValueError, match="HardPhases, which goes through the examples in its own way"):
+        HardPhases().check_pool(pool, 4, True, Runtime(RuntimeConfig(device="cpu"), 0))
 
 
 # ---- what is paid for -------------------------------------------------------------------------------------
@@ -143,6 +164,11 @@ def test_a_thought_leads_to_an_answer_by_rule() -> None:
         "<think>Hm.</think><answer>odd</answer>", "<think>three or four</think><answer>odd</answer>",
         "<think>Three or five</think><answer>Odd</answer>",
     ]  # fmt: skip
+    loud = {word.upper(): answer.title() for word, answer in implied.items()}  # words are words, however written
+    assert torch.equal(
+        ThoughtImplies()(Samples(said, {"implied": [loud] * 5})).values,
+        ThoughtImplies()(Samples(said, {"implied": [implied] * 5})).values,
+    )
     scores = ThoughtImplies()(Samples(said, {"implied": [implied] * 5}))
     assert scores.applicable.tolist() == [True, True, False, False, True]
     assert scores.values[scores.applicable].tolist() == [1, 0, 1]

@@ -78,11 +78,8 @@ class AnswerCollector(Collector):
             raise ValueError("the training pool is empty: change data.protocol so that examples are left for RL")
         self.examples, self.encode, self.reward = examples, encode, reward
         self.config, self.runtime, self.tool = config, runtime, tool
-        if config.plan is not None and config.plan.remembers and runtime.world > 1:
-            raise ValueError(
-                f"rollout.plan is {type(config.plan).__name__} on {runtime.world} processes, and a checkpoint has what "
-                "one of them remembers: run it on one, or set plan to null"
-            )
+        if config.plan is not None:
+            config.plan.check_pool(examples, config.prompts, weights is not None, runtime)
         if config.server is not None and runtime.world > 1:
             raise ValueError(
                 f"rollout.server is set on {runtime.world} processes, which would all push weights to it: train on "
@@ -92,7 +89,8 @@ class AnswerCollector(Collector):
         """With the server that draws."""
         self.plan = None if config.plan is None else replace(config.plan)
         """The config's, with a memory of its own."""
-        self.order: Order = Shuffled(len(examples), runtime, "prompts")
+        self.bunch = 1 if config.plan is None else config.plan.together
+        self.order: Order = Shuffled(len(examples) // self.bunch, runtime, "prompts")
         if weights is not None:
             self.order = Weighted([str(example.columns["task"]) for example in examples], weights, runtime, "prompts")
         self.asked: list[Example] = []
@@ -102,9 +100,16 @@ class AnswerCollector(Collector):
 
     def collect(self, policy: Policy, generator: torch.Generator) -> Rollout:
         assert isinstance(policy, VisionPolicy)
-        places, mine = self.order.share(self.config.prompts)
-        mine = mine if self.plan is None else self.plan.take(mine, len(self.examples))
+        places, mine = self.turn()
         return self.answer(policy, [self.examples[number] for number in mine], mine, places, generator)
+
+    def turn(self) -> tuple[list[int], list[int]]:
+        """Which examples are asked next here, and the places of their groups among those of all processes."""
+        places, mine = self.order.share(self.config.prompts // self.bunch)
+        inside = range(self.bunch)
+        numbers = [bunch * self.bunch + place for bunch in mine for place in inside]
+        taken = numbers if self.plan is None else self.plan.take(numbers, len(self.examples))
+        return [bunch * self.bunch + place for bunch in places for place in inside], taken
 
     def answer(
         self,

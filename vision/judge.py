@@ -77,7 +77,7 @@ class TrainedJudge(Compares):
         prompts = samples.columns.get("prompt", [ASKED] * len(samples))
         shown = [(str(samples.outputs[i]), str(samples.outputs[j])) for i, j in asked]
         examples = [
-            Example(f"{i} or {j}", (samples.columns[self.column][i],), question(str(prompts[i]), both), both[0])  # type: ignore[arg-type]
+            Example(f"{i} or {j}", (samples.columns[self.column][i],), question(str(prompts[i]), both), ASKED)  # type: ignore[arg-type]
             for (i, j), both in zip(asked, shown, strict=True)
         ]
         encode = Encoder(self.model.processor, self.prompt, (), PROMPT_TOKENS)

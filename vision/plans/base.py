@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mmrl.lagged import Lagged
+from mmrl.runtime import Runtime
 from mmrl.types import Rollout
 from vision.allowed import Nucleus
+from vision.data.base import Example
 from vision.policy import VisionPolicy
 from vision.sampling import Drawn, draw, go_on
 from vision.transitions import Prompt, TokenTransitions
@@ -65,11 +67,38 @@ class Plan(abc.ABC):
     """Whether a rollout depends on those before it."""
     replays: bool = False
     """Whether its rows may hold tokens of an earlier step."""
+    together: int = 1
+    """So many examples next to each other in the pool are asked in one step: the order is of such bunches."""
+    chooses: bool = False
+    """Whether `take` has an order of its own."""
 
     def check(self, group: int, max_new_tokens: int) -> None:  # noqa: B027 - most can make any
         """Raises:
         ValueError: it cannot make groups of `group` answers of at most `max_new_tokens`.
         """
+
+    def check_pool(self, examples: Sequence[Example], prompts: int, weighted: bool, runtime: Runtime) -> None:
+        """Raises:
+        ValueError: it cannot ask `prompts` of these examples a step, or not by the weights of their tasks, or not on
+            so many processes.
+        """
+        name, count = type(self).__name__, self.together
+        if self.remembers and runtime.world > 1:
+            raise ValueError(
+                f"rollout.plan is {name} on {runtime.world} processes, and a checkpoint has what one of them "
+                "remembers: run it on one, or set plan to null"
+            )
+        if weighted and (self.chooses or count > 1):
+            raise ValueError(
+                f"rollout.plan is {name}, which goes through the examples in its own way, and data.source has "
+                "weights of tasks: set one of them to null"
+            )
+        if prompts % (count * runtime.world) or len(examples) % count:
+            raise ValueError(
+                f"rollout.plan is {name}, which asks {count} at a time, and there are {prompts} prompts on "
+                f"{runtime.world} processes out of {len(examples)} examples: give multiples of {count * runtime.world} "
+                f"and {count}"
+            )
 
     def take(self, numbers: Sequence[int], pool: int) -> list[int]:
         """Which of the `pool` examples are asked in this step, as many, where it is the turn of `numbers`."""

@@ -48,6 +48,7 @@ class HardPhases(Plan):
     seed: int = 0
     _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
     remembers = True
+    chooses = True
 
     def __post_init__(self) -> None:
         if self.phases < 1:

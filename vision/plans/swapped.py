@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmrl.runtime import Runtime
+from vision.data.base import Example
 from vision.plans.base import Plan, Rows, Wanted, whole
 from vision.policy import VisionPolicy
 
@@ -17,15 +19,16 @@ from vision.policy import VisionPolicy
 class Swapped(Plan):
     """Half as many pairs as there are prompts in a step, each of them in both orders."""
 
-    def take(self, numbers: Sequence[int], pool: int) -> list[int]:
-        if len(numbers) % 2:
-            raise ValueError(f"rollout.plan is Swapped and a process has {len(numbers)} prompts: give an even number")
-        if pool % 2:
-            raise ValueError(
-                f"rollout.plan is Swapped and there are {pool} examples, so that one has no other order: give "
-                "data.protocol vision.data.BothOrders"
-            )
-        return [number for one in numbers[: len(numbers) // 2] for number in (one, one ^ 1)]
+    together = 2
+
+    def check_pool(self, examples: Sequence[Example], prompts: int, weighted: bool, runtime: Runtime) -> None:
+        super().check_pool(examples, prompts, weighted, runtime)
+        for one, other in zip(examples[::2], examples[1::2], strict=True):
+            if one.columns.get("pair", one.id) != other.columns.get("pair"):
+                raise ValueError(
+                    f"rollout.plan is Swapped, and {one.id} and {other.id} are not one pair in both orders (column "
+                    "`pair`): give data.protocol vision.data.BothOrders"
+                )
 
     def draw(self, policy: VisionPolicy, wanted: Wanted) -> Rows:
         return whole(policy, wanted)
