@@ -174,7 +174,7 @@ def kills() -> dict[str, object]:
     last = {name[10:]: int(value) for name, value in steps[-1].items() if name.startswith("synthetic/")}
     sums = [
         int(s["synthetic/posted"]) - sum(int(s[f"synthetic/{n}"]) for n in
-            ("answered", "refused", "dropped", "stale", "waiting")) for s in steps
+            ("answered", "refused", "broken", "dropped", "stale", "waiting")) for s in steps
     ]  # fmt: skip
     return {
         "killed": killed, "exit_status": process.returncode, "steps": len(steps), "counts": last,

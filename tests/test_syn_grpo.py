@@ -7,12 +7,14 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
@@ -34,8 +36,9 @@ from vision.data import Placed
 from vision.encoding import Encoder
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Describe
-from vision.synthetic import Backgrounds, ServerConfig
-from vision.synthetic.collector import EvolvingCollector, SyntheticConfig
+from vision.synthetic import Backgrounds, Generator, Request, ServerConfig, Unmade
+from vision.synthetic.collector import EvolvingCollector
+from vision.synthetic.config import SyntheticConfig
 from vision.synthetic.described import Written, description_span
 
 pytestmark = pytest.mark.timeout(240)
@@ -72,7 +75,7 @@ def collected(collector: EvolvingCollector, policy: VisionPolicy, steps: int) ->
 
 def accounted(collector: EvolvingCollector) -> None:
     counts, waiting = collector.counts, len(collector.state_dict()["synthetic"]["open"])
-    assert counts.posted == counts.answered + counts.refused + counts.dropped + counts.stale + waiting
+    assert counts.posted == counts.answered + counts.refused + counts.broken + counts.dropped + counts.stale + waiting
 
 
 def test_a_description_comes_back_with_what_it_is_paid(policy: VisionPolicy) -> None:
@@ -257,6 +260,42 @@ def test_the_update_does_not_depend_on_micro_rows(policy: VisionPolicy) -> None:
 def test_bad_settings_are_refused(changes: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         SyntheticConfig(Backgrounds(), **changes)
+
+
+class Broken(Generator):
+    """Always out of memory."""
+
+    def fill(self, requests: Sequence[Request]) -> list[NDArray[np.uint8] | Unmade]:
+        raise RuntimeError(f"out of memory, {len(requests)} MB")
+
+
+def test_a_broken_generator_is_no_description_s_fault(policy: VisionPolicy) -> None:
+    """Nothing is paid, and the reason is said once."""
+    with (
+        evolving(policy, replace(WAITING, generator=Broken())) as collector,
+        pytest.warns(UserWarning, match="Broken made no picture of a description: RuntimeError: out of memory") as said,
+    ):
+        rollouts = collected(collector, policy, 3)
+        assert collector.counts.broken > 0 == collector.counts.refused
+        assert all(rollout.replayed is None or not bool(rollout.replayed.any()) for rollout in rollouts)
+        accounted(collector)
+    assert len(said) == 1
+
+
+def test_backgrounds_are_as_large_as_the_picture() -> None:
+    mask = np.zeros((24, 32), dtype=bool)
+    request = Request(0, "a", ("b",), np.zeros((24, 32, 3), np.uint8), mask, "red stripes", 0, seed=1)
+    (wide,) = Backgrounds().fill([request])
+    (square,) = Backgrounds().fill([replace(request, mask=np.zeros((32, 32), dtype=bool))])
+    assert np.array_equal(wide, square[:24])
+
+
+def test_what_the_server_could_never_take_is_refused() -> None:
+    with pytest.raises(ValueError, match="queue is 64, and a step posts up to 66 descriptions"):
+        WAITING.check(RolloutConfig(22, 4, 16), 1)
+    WAITING.check(RolloutConfig(21, 4, 16), 1)
+    with pytest.raises(ValueError, match="synthetic is set on 2 processes"):
+        WAITING.check(RolloutConfig(4, 4, 16), 2)
 
 
 def test_an_example_without_a_mask_is_refused(policy: VisionPolicy) -> None:

@@ -188,7 +188,9 @@ def test_a_generator_of_another_size_is_refused() -> None:
         def fill(self, requests: Sequence[Request]) -> list:
             return [np.zeros((8, 8, 3), np.uint8) for _ in requests]
 
-    assert made(Small(), (), [request(0)])[0].reason == "the generator gave uint8 (8, 8, 3)"
+    (found,) = made(Small(), (), [request(0)])
+    assert found.broken
+    assert found.reason == "it gave uint8 (8, 8, 3) where uint8 (32, 32, 3) was wanted"
 
 
 # ---- the server -------------------------------------------------------------------------------------------------

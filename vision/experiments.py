@@ -29,7 +29,8 @@ from vision.plans.base import Plan
 from vision.policy import PolicyConfig, VisionPolicy
 from vision.prompts import Prompt, Template
 from vision.remarks import remarks
-from vision.synthetic.collector import EvolvingCollector, SyntheticConfig
+from vision.synthetic.collector import EvolvingCollector
+from vision.synthetic.config import SyntheticConfig
 from vision.tools import Tool
 from vision.transitions import Conversations, TokenTransitions
 from vision.warmup import MAXIMUM_LIKELIHOOD, WarmupConfig, make_model

@@ -34,6 +34,7 @@ class Backgrounds(Generator):
     def _fill(self, request: Request) -> Picture | Unmade:
         try:
             chance = np.random.default_rng(request.seed)
-            return background(request.description, request.mask.shape[0], chance, self.photographs)
+            y, x = request.mask.shape
+            return background(request.description, max(y, x), chance, self.photographs)[:y, :x]
         except NotUnderstood as reason:
             return Unmade(str(reason))

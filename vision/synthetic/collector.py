@@ -13,11 +13,13 @@ answer and form by the group's advantage, the words of a description by R_div al
 from __future__ import annotations
 
 import random
+import re
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,57 +32,12 @@ from vision.collector import AnswerCollector
 from vision.data.base import Example
 from vision.kept import with_replayed
 from vision.policy import VisionPolicy
+from vision.synthetic.config import SyntheticConfig
 from vision.synthetic.described import Ready, Spans, Written, spans_of
 from vision.synthetic.diversity import Baseline, group_entropy, spread
-from vision.synthetic.records import Generator, Request, Result
-from vision.synthetic.server import DataServer, ServerConfig
-from vision.synthetic.validity import Check, Legible, NoSecondInstance
+from vision.synthetic.records import Request, Result
+from vision.synthetic.server import DataServer
 from vision.transitions import TokenTransitions
-
-
-@dataclass(frozen=True)
-class SyntheticConfig:
-    """Pictures that are made while training goes on. At most a `share` of the prompts of a step are made ones; 0
-    measures diversity and makes none. `descriptions` come from the `policy`, or are drawn from the words of the
-    `vocabulary` ("random", a control). `per_prompt` descriptions of each real prompt's group are posted. `accuracy`
-    is the reward whose spread is diversity; `weight` and `smoothing` are of R_div and its baseline. A picture whose
-    description is older than `max_staleness` steps is discarded. `wait_s` 0: the trainer never waits; above 0 it
-    waits so long for all that it has posted, which makes runs repeatable. A picture has to pass `legible`,
-    `second_instance` and all further `checks`."""
-
-    generator: Generator
-    share: float = 0.5
-    descriptions: Literal["policy", "random"] = "policy"
-    vocabulary: tuple[str, ...] = ()
-    per_prompt: int = 2
-    accuracy: str = "accuracy"
-    weight: float = 1.0
-    smoothing: float = 0.9
-    max_staleness: int = 16
-    wait_s: float = 0.0
-    legible: Legible | None = Legible()
-    second_instance: NoSecondInstance | None = NoSecondInstance()
-    checks: tuple[Check, ...] = ()
-    server: ServerConfig = ServerConfig()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or not 0 <= self.smoothing < 1:
-            raise ValueError(
-                f"synthetic.share is {self.share} and smoothing is {self.smoothing}: give a share of 0 to 1, and a "
-                "smoothing of at least 0 and less than 1"
-            )
-        if self.per_prompt < 1 or self.max_staleness < 1 or self.wait_s < 0:
-            raise ValueError(
-                f"synthetic has per_prompt {self.per_prompt}, max_staleness {self.max_staleness} and wait_s "
-                f"{self.wait_s}: give 1 or more, 1 or more, and 0 or more"
-            )
-        if self.descriptions == "random" and not self.vocabulary:
-            raise ValueError("synthetic.descriptions is random and vocabulary is empty: list the descriptions to draw")
-
-    @property
-    def all_checks(self) -> tuple[Check, ...]:
-        """In the order in which they are made."""
-        return (*(check for check in (self.legible, self.second_instance) if check is not None), *self.checks)
 
 
 @dataclass
@@ -91,6 +48,8 @@ class Counts:
     answered: int = 0
     """Their pictures were shown to the policy."""
     refused: int = 0
+    broken: int = 0
+    """By the generator's fault no picture was made; their words are not paid for."""
     dropped: int = 0
     stale: int = 0
     waiting: int = 0
@@ -114,6 +73,7 @@ class EvolvingCollector(Collector):
         self._ready: deque[Ready] = deque()
         self._step = self._next = 0
         self._measured: dict[str, float] = {}
+        self._warned: set[str] = set()
         self.wall: deque[Example] = deque(maxlen=64)
         """The newest made examples, for people to look at."""
         on = self.config.share > 0
@@ -123,6 +83,8 @@ class EvolvingCollector(Collector):
                 f"{bare} has no column 'mask', the pixels of its object, which a new background must not change: use "
                 "vision.data.Placed, or give a source with the columns mask (Y, X, bool) and labels"
             )
+        if on:
+            self.config.check(self.answers.config, self.answers.runtime.world)
         self.server = DataServer(self.config.generator, self.config.all_checks, self.config.server) if on else None
         if self.server is not None:
             weakref.finalize(self, self.server.close)  # with the run that it belongs to
@@ -160,6 +122,9 @@ class EvolvingCollector(Collector):
             written = self._waiting.pop(result.request.number)
             if self._step - written.step > self.config.max_staleness:
                 self.counts.stale += 1
+            elif result.broken:
+                self.counts.broken += 1
+                self._warn(result.reason)
             elif result.picture is None:
                 self.counts.refused += 1
                 refused.append((written, 0.0))
@@ -169,6 +134,14 @@ class EvolvingCollector(Collector):
             self._ready.popleft()
             self.counts.stale += 1
         return refused
+
+    def _warn(self, reason: str) -> None:
+        """Of each reason once, without its numbers."""
+        kind = re.sub(r"\d+", "#", reason)
+        if kind not in self._warned:
+            self._warned.add(kind)
+            name = type(self.config.generator).__name__
+            warnings.warn(f"synthetic.generator {name} made no picture of a description: {reason}", stacklevel=2)
 
     def _child(self, written: Written, result: Result) -> Example:
         """The parent with another background; question, answer and columns stay valid."""

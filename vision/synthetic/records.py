@@ -41,6 +41,8 @@ class Result:
     checks: tuple[str, ...] = ()
     """That the picture passed."""
     reason: str = ""
+    broken: bool = False
+    """The generator is at fault and no description: it raised, was lost, or gave no picture of this size."""
 
 
 class Generator(abc.ABC):

@@ -201,7 +201,7 @@ class DataServer:
                 if tries < self.config.tries or not batch:
                     continue
                 reason = f"{tries} processes were lost over it"
-                results = [Result(request, None, reason=reason) for request in batch]
+                results = [Result(request, None, reason=reason, broken=True) for request in batch]
             tries = 0
             with self._lock:
                 self._making = []
@@ -262,5 +262,5 @@ def _answers(generator: Generator, checks: Sequence[Check], batch: list[Request]
         return made(generator, checks, batch)
     except Exception as error:
         if len(batch) == 1:
-            return [Result(batch[0], None, reason=f"{type(error).__name__}: {error}")]
+            return [Result(batch[0], None, reason=f"{type(error).__name__}: {error}", broken=True)]
         return [result for request in batch for result in _answers(generator, checks, [request])]

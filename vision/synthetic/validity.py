@@ -98,7 +98,12 @@ def _checked(picture: NDArray[np.uint8] | Unmade, request: Request, checks: Sequ
     if isinstance(picture, Unmade):
         return Result(request, None, reason=str(picture))
     if picture.shape != request.foreground.shape or picture.dtype != np.uint8:
-        return Result(request, None, reason=f"the generator gave {picture.dtype} {picture.shape}")
+        return Result(
+            request,
+            None,
+            broken=True,
+            reason=(f"it gave {picture.dtype} {picture.shape} where uint8 {request.foreground.shape} was wanted"),
+        )
     whole, passed = pasted(picture, request), []
     for check in checks:
         reason = check(whole, request)
