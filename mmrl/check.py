@@ -55,6 +55,7 @@ def check(config: str, overrides: Sequence[str]) -> None:
     experiment = loaded.experiment
     runtime = Runtime(experiment.runtime, experiment.seed)
     parts = experiment.build_to_check(runtime)
+    experiment.begin(parts, runtime, None)
     train = replace(experiment.train, ahead=None)  # one after the other, so that each can be timed
     trainer = Trainer(parts, train, runtime, None, experiment.evaluate, experiment.save, None, experiment.stop)
     trial = experiment.try_out(runtime, parts)

@@ -14,6 +14,7 @@ O(b^4). Whatever is added to the worth of all outputs of a prompt changes no com
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -139,7 +140,9 @@ class AgainstAnchor(RewardFunction):
         anchors = column_of(samples, self.column, "AgainstAnchor")
         there = [i for i, anchor in enumerate(anchors) if anchor is not None]
         found: list[float | None] = [None] * len(samples)
-        against = [_alike(anchors[i], samples.outputs[i]) for i in there]
+        once = functools.cache(_picture)  # an anchor is of a whole group
+        drawn = [isinstance(samples.outputs[i], Image.Image) for i in there]
+        against = [once(a) if isinstance(a := anchors[i], str) and d else a for i, d in zip(there, drawn, strict=True)]
         for i, p in zip(there, win_probabilities(self.judge, samples, there, against), strict=True):
             found[i] = p
         scores = as_scores(found)
@@ -150,11 +153,8 @@ class AgainstAnchor(RewardFunction):
         )
 
 
-def _alike(anchor: object, output: object) -> object:
-    """The anchor of a picture may be given as a path."""
-    if isinstance(output, Image.Image) and isinstance(anchor, str):
-        return picture(str(find_path(anchor)), Path())
-    return anchor
+def _picture(path: str) -> Image.Image:
+    return picture(str(find_path(path)), Path())
 
 
 def win_probabilities(
