@@ -69,18 +69,19 @@ class PairJudge(Compares):
         """The same with other settings."""
         generator = torch.Generator().manual_seed(self.seed)
         won: list[list[float]] = [[] for _ in samples.outputs]
+        read = [False] * len(samples)
         met: list[Meeting] = []
         for group in groups_of(samples, type(self).__name__).values():
             for i, j in tournament(len(group), rounds, generator):
                 if i == j:
                     won[group[i]].append(0.5)
+                    read[group[i]] = rounds == 1  # else there are verdicts to be read
                 else:
                     met.append((group[i], group[j]))
         asked = met + [(j, i) for i, j in met] if both_orders else met
         q = self.first_better(samples, asked) if asked else []
         there = q[: len(met)]
         back = [None if lost is None else 1 - lost for lost in q[len(met) :]] if both_orders else there
-        read = [False] * len(samples)
         for (i, j), orders in zip(met, zip(there, back, strict=True), strict=True):
             p = sum(0.5 if one is None else one for one in orders) / 2
             won[i].append(p)
