@@ -338,8 +338,7 @@ def main() -> None:
     parts = {"heads": heads, "constants": constants, "lean": lean, "rl": rl}
     for name in sys.argv[1:] or list(parts):
         began = time.process_time()
-        with torch.no_grad() if name in ("heads", "lean") else torch.enable_grad():
-            figures = parts[name]()
+        figures = parts[name]()
         write_section("pairwise_rl", name, {**figures, "seconds": round(time.process_time() - began, 1)})
 
 

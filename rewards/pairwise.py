@@ -1,7 +1,7 @@
 """Outputs that are compared instead of scored: with an anchor of their prompt, or with each other.
 
-Pairwise-RL (arXiv 2504.04950; its text was at hand in part, its formulas are reconstructed). A judge says q(x; u, v),
-how likely u is better than v for the prompt x where u is shown first. Asked in both orders,
+Pairwise-RL (arXiv 2504.04950; read in its abstract, its formulas are reconstructed). A judge says q(x; u, v), how
+likely u is better than v for the prompt x where u is shown first. Asked in both orders,
 
     p(u > v) = 1/2 [q(x; u, v) + 1 - q(x; v, u)],   so that p(u > v) + p(v > u) = 1 and p(u > u) = 1/2;
     R(y) = p(y > anchor of x)                       `AgainstAnchor`
