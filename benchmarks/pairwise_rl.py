@@ -303,7 +303,7 @@ def rl() -> dict[str, object]:
     seed."""
     found: dict[str, object] = {}
     for arm in ("pairwise", "bt"):
-        summaries, fits = [], []
+        summaries, fits, between = [], [], []
         for seed in SEEDS:
             folder = ROOT / f"ppo_{arm}_{seed}"
             if not (folder / "summary.json").is_file():
@@ -315,6 +315,7 @@ def rl() -> dict[str, object]:
             lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             steps = [line["update/explained_variance"] for line in lines if "update/explained_variance" in line]
             fits.append(statistics.fmean(steps[len(steps) // 2 :]))
+            between.append(next(line for line in lines if line["step"] > 0 and "eval/gold" in line))
         before, after = (
             {name: [s[when][name]["value"] for s in summaries] for name in summaries[0][when]}
             for when in ("eval_before", "eval_after")
@@ -322,11 +323,15 @@ def rl() -> dict[str, object]:
         found[arm] = {
             "before": {name: spread(values) for name, values in before.items()},
             "after": {name: spread(values) for name, values in after.items()},
+            "half_way": {
+                name: spread([line[f"eval/{name}"] for line in between]) for name in ("gold", "gold_accuracy", "kl")
+            },
             "gain": spread([b - a for a, b in zip(before["gold"], after["gold"], strict=True)]),
             "explained_variance_second_half": spread(fits),
             "steps": summaries[0]["steps"], "cpu_s": spread([s["cpu_s"] for s in summaries]),
             "logprob_diff_max": max(s["parity"]["logprob_diff_max"] for s in summaries),
         }  # fmt: skip
+    found["seconds"] = round(sum(sum(found[arm]["cpu_s"]["values"]) for arm in ("pairwise", "bt")), 1)  # of training
     gains = [found[arm]["gain"]["values"] for arm in ("pairwise", "bt")]
     found["pairwise_less_bt_by_seed"] = spread([a - b for a, b in zip(*gains, strict=True)])
     return found
@@ -339,7 +344,7 @@ def main() -> None:
     for name in sys.argv[1:] or list(parts):
         began = time.process_time()
         figures = parts[name]()
-        write_section("pairwise_rl", name, {**figures, "seconds": round(time.process_time() - began, 1)})
+        write_section("pairwise_rl", name, {"seconds": round(time.process_time() - began, 1), **figures})
 
 
 if __name__ == "__main__":

@@ -69,6 +69,10 @@ def rl(found: dict) -> str:
             f"| {name} | {pm(run['before']['gold'])} -> {pm(run['after']['gold'])} | {pm(run['gain'])} | {pm(run['before']['gold_accuracy'])} -> "
             f"{pm(run['after']['gold_accuracy'])} | {pm(run['after']['kl'])} | {pm(run['explained_variance_second_half'])} | {run['cpu_s']['mean']:.0f} |"
         )
+        half = run["half_way"]
+        rows.append(
+            f"| the same, half way | -> {pm(half['gold'])} | | -> {pm(half['gold_accuracy'])} | {pm(half['kl'])} | | |"
+        )
     apart = part["pairwise_less_bt_by_seed"]
     each = ", ".join(f"{value:+.4f}" for value in apart["values"])
     parity = max(part[arm]["logprob_diff_max"] for arm in names)
