@@ -10,7 +10,19 @@ import re
 from pathlib import Path
 
 from benchmarks.common import RESULTS
-from benchmarks.tables import ahead, diffusion, house, parts, reliability, render, rewards, scale, vision, vla
+from benchmarks.tables import (
+    ahead,
+    diffusion,
+    house,
+    pairwise,
+    parts,
+    reliability,
+    render,
+    rewards,
+    scale,
+    vision,
+    vla,
+)  # fmt: skip
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -48,6 +60,9 @@ def main() -> None:
         ("reward_process", "rewards", rewards.process),
         ("judge_rl", "judge_rl", rewards.judge_rl),
         ("reward_head", "rewards", rewards.head),
+        ("pairwise_constants", "pairwise_rl", pairwise.constants),
+        ("pairwise_lean", "pairwise_rl", pairwise.lean),
+        ("pairwise_rl", "pairwise_rl", pairwise.rl),
         ("ahead_equal", "scale", ahead.equal),
         ("overlap", "scale", ahead.overlap),
         ("stale_bandit", "scale", ahead.bandit),

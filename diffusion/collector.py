@@ -44,10 +44,13 @@ class PictureCollector(Collector):
         config: RolloutConfig,
         sampling: SamplingConfig,
         runtime: Runtime,
+        anchors: dict[str, Sequence[object]] | None = None,
     ) -> None:
+        """`anchors` of prompts, which may be filled later, reach the reward as the column `anchor`."""
         check_shared_out(config.prompts, runtime)
         self.prompts, self.reward, self.config = prompts, reward, config
         self.sampling, self.runtime = sampling, runtime
+        self.anchors: dict[str, Sequence[object]] = {} if anchors is None else anchors
         self._order = Shuffled(len(prompts), runtime, "prompts")
         self.pictures: list[Image.Image] = []
         """Of the last rollout, row by row."""
@@ -93,7 +96,7 @@ class PictureCollector(Collector):
                 portion = asked[start : start + size]
                 parts.append(draw(policy, portion, self.config.group, self.sampling, generator, window))
                 rows = [one for one in portion for _ in range(self.config.group)]
-                samples = as_samples(rows, parts[-1].pictures)
+                samples = as_samples(rows, parts[-1].pictures, self.anchors)
                 waiting.append(background.submit(self._rewarded, samples, tuple(waiting)))
             scores = [future.result() for future in waiting]
         return joined(parts), joined_scores(scores)

@@ -61,17 +61,19 @@ class PictureEvaluator(Evaluator):
     watch: Sequence[Watched] = ()
     reference: Policy | None = None
     sheet: SheetConfig | None = None
+    anchors: Mapping[str, Sequence[object]] | None = None
+    """Of prompts, as many as pictures: the column `anchor`."""
 
     def evaluate(self, policy: Policy, generator: torch.Generator) -> dict[str, Estimate]:
         assert isinstance(policy, DiffusionPolicy)
         pictures: list[Image.Image] = []
         divergence: list[Tensor] = []
-        for drawn in self._drawn(policy, self.prompts, self.per_prompt, generator):
+        for drawn in self.drawn(policy, self.prompts, self.per_prompt, generator):
             pictures += drawn.pictures
             if "kl" in self.watch and self.reference is not None:
                 divergence.append(kl_to(self.reference, policy, drawn))
         asked = [one for one in self.prompts for _ in range(self.per_prompt)]
-        samples = as_samples(asked, pictures)
+        samples = as_samples(asked, pictures, self.anchors)
         scores = self.reward(samples)
         found = {"reward": mean_of(scores.values, scores.applicable)}
         if len(scores.parts) > 1:
@@ -87,9 +89,10 @@ class PictureEvaluator(Evaluator):
             found["kl"] = mean_of(values, torch.ones(len(values), dtype=torch.bool), cases=False)
         return found
 
-    def _drawn(
+    def drawn(
         self, policy: DiffusionPolicy, prompts: Sequence[Asked], each: int, generator: torch.Generator
     ) -> Iterator[Drawn]:
+        """`each` pictures of every prompt, some prompts at a time."""
         size, sampling = max(1, ROWS // each), replace(self.sampling, train_steps=None)
         for start in range(0, len(prompts), size):
             yield draw(policy, prompts[start : start + size], each, sampling, generator)
@@ -99,8 +102,8 @@ class PictureEvaluator(Evaluator):
         chosen = self.prompts[:count]
         if not chosen:
             return
-        pictures = [p for drawn in self._drawn(policy, chosen, 1, generator) for p in drawn.pictures]
-        scores = self.reward(as_samples(chosen, pictures))
+        pictures = [p for drawn in self.drawn(policy, chosen, 1, generator) for p in drawn.pictures]
+        scores = self.reward(as_samples(chosen, pictures, self.anchors))
         shown = [[picture] for picture in pictures]
         for seed in self.sheet.seeds if self.sheet is not None else ():
             for row, picture in zip(shown, self._produced(policy, chosen, seed), strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusion import adapters, example, trial
+from diffusion.anchors import anchors_of, parts_of
 from diffusion.collector import PictureCollector, RolloutConfig
 from diffusion.evaluation import WATCHED, PictureEvaluator, SheetConfig, Watched
 from diffusion.policy import DiffusionPolicy, PolicyConfig
@@ -38,7 +40,8 @@ pipeline = DiffusionPipeline.from_pretrained("PATH"{absent})
 @dataclass(frozen=True)
 class Experiment(TrainingKeys):
     """RL of a text-to-image pipeline. `watch` names the figures that every evaluation measures beside the reward, since
-    they turn when it is being hacked; `kl` is to the start, and keeps a second denoiser where there is no adapter."""
+    they turn when it is being hacked; `kl` is to the start, and keeps a second denoiser where there is no adapter.
+    `anchors`: pictures by the policy as it starts are drawn first, and rewards have them as the column `anchor`."""
 
     policy: PolicyConfig
     data: DataConfig
@@ -47,6 +50,7 @@ class Experiment(TrainingKeys):
     rollout: RolloutConfig = RolloutConfig()
     watch: tuple[Watched, ...] = WATCHED
     sheet: SheetConfig | None = None
+    anchors: bool = False
     domain = "diffusion"
 
     def __post_init__(self) -> None:
@@ -61,8 +65,11 @@ class Experiment(TrainingKeys):
 
     def build(self, runtime: Runtime, start: Path | None = None) -> Parts:
         reward, (train, held_out) = WeightedSum(self.rewards), self.data.read()
+        if self.anchors and any("anchor" in one.columns for one in (*train, *held_out)):
+            raise ValueError("anchors is true and data has a column anchor: set anchors to false, or rename the column")
         policy = self.load_policy(runtime, start)
-        collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime)
+        anchors: dict[str, Sequence[object]] = {}  # `begin` fills it
+        collector = PictureCollector(train, reward, self.rollout, self.sampling, runtime, anchors)
         metrics = {name: Part(use).function for name, use in self.evaluate.metrics.items()}
         algorithm = self.algorithm
         wanted = algorithm.needs_reference or algorithm.needs_exact_kl or "kl" in self.watch
@@ -70,9 +77,15 @@ class Experiment(TrainingKeys):
         if self.algorithm.needs_outcome:
             policy.differentiable_reward = differentiable(self.rewards)
         evaluator = PictureEvaluator(
-            held_out, self.sampling, reward, metrics, self.data.eval_pictures, self.watch, reference, self.sheet
-        )
+            held_out, self.sampling, reward, metrics, self.data.eval_pictures, self.watch, reference, self.sheet,
+            anchors,
+        )  # fmt: skip
         return Parts(policy, collector, evaluator, self.algorithm, reference, primary_metric="reward")
+
+    def begin(self, parts: Parts, runtime: Runtime, folder: Path | None) -> None:
+        if self.anchors:
+            collector, _, _ = parts_of(parts)
+            collector.anchors.update(anchors_of(parts, runtime, folder))
 
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> DiffusionPolicy:
         found = replace(self.policy, model=existing_asset(self.policy.model))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 from mmrl.recipes import find_asset
@@ -20,11 +21,17 @@ class Asked:
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
-def as_samples(asked: Sequence[Asked], pictures: Sequence[object]) -> Samples:
-    """What rewards and metrics read: pictures with the columns of their prompts."""
+def as_samples(
+    asked: Sequence[Asked], pictures: Sequence[object], anchors: Mapping[str, Sequence[object]] | None = None
+) -> Samples:
+    """What rewards and metrics read: pictures with the columns of their prompts. Of `anchors`, by prompt, the k-th
+    picture of a prompt has the k-th in the column `anchor`, and from the first again where there are fewer."""
     names = {name: None for one in asked for name in one.columns}
     columns: dict[str, Sequence[object]] = {name: [one.columns.get(name) for one in asked] for name in names}
     columns["prompt"] = [one.prompt for one in asked]
+    if anchors:
+        following = {prompt: cycle(mine) for prompt, mine in anchors.items()}
+        columns["anchor"] = [next(following[one.prompt]) for one in asked]
     return Samples(pictures, columns, [one.id for one in asked])
 
 

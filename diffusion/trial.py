@@ -67,7 +67,12 @@ def try_out(experiment: Experiment, runtime: Runtime, parts: Parts) -> Trial:
         figures={},
         data=f"{len(collector.prompts)} prompts to train on, {len(evaluator.prompts)} held out",
         largest=PictureCollector(
-            [longest] * experiment.rollout.prompts, reward, experiment.rollout, experiment.sampling, runtime
+            [longest] * experiment.rollout.prompts,
+            reward,
+            experiment.rollout,
+            experiment.sampling,
+            runtime,
+            collector.anchors,
         ),
         largest_name=f"{longest.id}: {pictures[0].width} x {pictures[0].height} pixels, "
         f"{experiment.sampling.steps} steps{guided}",

@@ -32,6 +32,7 @@ def check(config: str, overrides: Sequence[str]) -> None:
     runtime = Runtime(experiment.runtime, experiment.seed)
     parts = experiment.build_to_check(runtime)
     with closing(parts):
+        experiment.begin(parts, runtime, None)
         _tell(experiment, parts, runtime)
 
 

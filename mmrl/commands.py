@@ -53,6 +53,7 @@ def train(
     if not resume and runtime.is_main:
         run.create(loaded.resolved, loaded.folder, fork)
     runtime.wait()
+    experiment.begin(parts, runtime, run.path)
     trainer = Trainer(
         parts, experiment.train, runtime, run, experiment.evaluate, experiment.save, experiment.logging,
         experiment.stop, overrides if resume else (),
@@ -132,7 +133,9 @@ def prepared(target: str, overrides: Sequence[str], which: str | None = None) ->
     runtime = Runtime(loaded.experiment.runtime, loaded.experiment.seed)
     # a checkpoint's policy is the average already, and nothing is collected ahead of anything
     train = dataclasses.replace(loaded.experiment.train, ema=None, ahead=None)
-    trainer = Trainer(loaded.experiment.build(runtime, RunFolder(folder).start()), train, runtime)
+    parts = loaded.experiment.build(runtime, RunFolder(folder).start())
+    loaded.experiment.begin(parts, runtime, folder if is_run else None)
+    trainer = Trainer(parts, train, runtime)
     if found is not None:
         checkpoint.load(found, trainer.parts.policy, trainer.optimizer)
     return loaded, runtime, trainer

@@ -83,6 +83,10 @@ class Experiment(abc.ABC):
         and with it the reference, has the weights of the folder `start` (of `Policy.save_pretrained`) if one is given.
         """
 
+    def begin(self, parts: Parts, runtime: Runtime, folder: Path | None) -> None:  # noqa: B027  # most make nothing
+        """Make of `parts`, as `build` has them, what the policy makes once, as it starts. It is kept in the run's
+        `folder`, where whoever goes on with the run, or looks at it, finds it again; None: there is none."""
+
     def load_policy(self, runtime: Runtime, start: Path | None = None) -> Policy:
         """The policy alone, as `build` has it: no data and no simulator is needed for it where a domain says how."""
         return self.build(runtime, start).policy

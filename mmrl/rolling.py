@@ -15,6 +15,7 @@ def roll(experiment: Experiment, runtime: Runtime, output: Path) -> dict[str, ob
     """One rollout of an experiment's start and samples of its evaluation, written to `output`; returns rewards and
     throughput."""
     parts = experiment.build(runtime)
+    experiment.begin(parts, runtime, None)
     parts.to(runtime.device)
     with acting(parts.policy):
         began = time.perf_counter()

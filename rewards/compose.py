@@ -19,12 +19,13 @@ class RewardError(ValueError):
 
 
 class Compares(RewardFunction):
-    """A reward that is shown several outputs of a group at once, and so may go by the place of an output."""
+    """A reward that is shown several outputs of a group at once, and so may go by the place of an output. Its scores
+    lie between 0 and 1."""
 
     @abc.abstractmethod
-    def in_order(self, number: int) -> RewardFunction:
-        """The same, showing outputs in the order they come, and asking anew instead of remembering; equal questions of
-        another round have another `number`."""
+    def in_order(self, number: int | None) -> RewardFunction:
+        """The same, showing outputs in the order they come. With a `number` it asks anew instead of remembering, and
+        equal questions of another round have another one; with None it may remember."""
 
 
 @dataclass(frozen=True)

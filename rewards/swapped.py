@@ -1,6 +1,6 @@
 """Verdicts on pairs that are asked in both orders: do they name the same one, and is it the right one?
 
-Pairwise-RL (2025; its formulas are reconstructed, its code is not public) trains a judge on both orders of a pair with
+Pairwise-RL (arXiv 2504.04950; its formulas are reconstructed) trains a judge on both orders of a pair with
 a penalty (q(u, v) + q(v, u) - 1)^2, where q is the probability that the one shown first is better. Here verdicts are
 drawn instead: an answer is paid by the share of the answers in the other order that name the same one, whose mean over
 drawn answers is 1 - q(u, v) - q(v, u) + 2 q(u, v) q'(v, u) with q' = 1 - q(v, u).

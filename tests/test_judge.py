@@ -462,3 +462,17 @@ def test_a_judge_in_order_shows_what_it_makes_of_places(server: FakeJudge, rubri
     by_place = places(judge(rubric, mode="rank"), pairs)
     assert (by_place["judge/first"].value, by_place["judge/consistent"].value) == (1.0, 0.0)
     assert by_place["judge/accuracy_both"].value == 0.0
+
+
+def test_a_judge_beside_an_anchor_is_asked_in_both_orders_and_remembers(
+    server: FakeJudge, rubric: str, tmp_path: Path
+) -> None:
+    from rewards.pairwise import AgainstAnchor
+
+    reward = AgainstAnchor(judge(rubric, mode="rank", cache=str(tmp_path / "cache")))
+    samples = Samples([grey(200), grey(5), grey(100)], {"prompt": ["a cat"] * 3, "anchor": [grey(100)] * 3})
+    assert reward(samples).values.tolist() == [1.0, 0.0, 0.5]
+    asked = len(server.asked)
+    assert asked == 5  # two orders of two pairs; a picture and itself are one question
+    assert reward(samples).values.tolist() == [1.0, 0.0, 0.5]
+    assert len(server.asked) == asked

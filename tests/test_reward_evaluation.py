@@ -258,7 +258,7 @@ class Placed(Compares):
     def __call__(self, samples: Samples) -> Scores:
         return self.in_order(0)(samples)
 
-    def in_order(self, number: int) -> RewardFunction:
+    def in_order(self, number: int | None) -> RewardFunction:
         bonus = self.bonus
 
         @dataclass(frozen=True)

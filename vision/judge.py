@@ -5,17 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
 
 import torch
 
 from mmrl.recipes import existing_asset
-from mmrl.types import RewardFunction, Samples, Scores
-from rewards.compose import Compares
+from mmrl.types import Samples
 from rewards.evaluation.pairs import Pair
 from rewards.evaluation.pairs import Source as PairSource
-from rewards.functions import as_scores
-from rewards.pictures.base import groups_of
+from rewards.pairwise import Meeting, PairJudge
 from rewards.swapped import preferred
 from vision.conversation import Limits, converse
 from vision.data import Example, Protocol, Source
@@ -28,22 +25,18 @@ PROMPT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class TrainedJudge(Compares):
-    """The share of the other outputs of its group that an output is preferred to, by the most likely verdicts of a
-    vision-language model; half for a verdict that cannot be read, not applicable where none of them can.
-
-    Every two outputs are asked in both orders, so that a bias to a place cancels (Pairwise-RL): p(u > v) is the mean of
-    q(u, v) and 1 - q(v, u). With `both_orders` false only as they come. Outputs are texts; the column `column` has the
-    picture that they are about, `prompt` what is asked.
+class TrainedJudge(PairJudge):
+    """A judge by the most likely verdicts of a vision-language model: q is 1 or 0, and half counts for a verdict that
+    cannot be read. Outputs are texts; the column `column` has the picture that they are about, `prompt` what is asked.
     """
 
     policy: PolicyConfig
     prompt: Prompt = Think()
     column: str = "picture"
-    both_orders: bool = True
     max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_new_tokens < 1:
             raise ValueError(f"TrainedJudge.max_new_tokens is {self.max_new_tokens}: give 1 or more")
         existing_asset(self.policy.model)
@@ -53,24 +46,12 @@ class TrainedJudge(Compares):
         """The judge, read when it is first asked."""
         return VisionPolicy.load(replace(self.policy, model=existing_asset(self.policy.model))).eval()
 
-    def in_order(self, number: int) -> RewardFunction:
-        return replace(self, both_orders=False)  # nothing is drawn, so that an equal question has an equal answer
-
-    def __call__(self, samples: Samples) -> Scores:
+    def first_better(self, samples: Samples, asked: Sequence[Meeting]) -> list[float | None]:
         if self.column not in samples.columns:
             raise ValueError(
                 f"TrainedJudge looks at the column {self.column!r}, and there are {sorted(samples.columns)}"
             )
-        groups = groups_of(samples, "TrainedJudge").values()
-        asked = [(i, j) for group in groups for i, j in permutations(group, 2) if self.both_orders or i < j]
-        won: list[list[float]] = [[] for _ in samples.outputs]
-        read = [False] * len(samples)
-        for (i, j), first in zip(asked, self._liked(samples, asked), strict=True):
-            won[i].append(0.5 if first is None else 1.0 - first)
-            won[j].append(0.5 if first is None else float(first))
-            read[i] |= first is not None
-            read[j] |= first is not None
-        return as_scores([sum(mine) / len(mine) if known else None for mine, known in zip(won, read, strict=True)])
+        return [None if liked is None else 1.0 - liked for liked in self._liked(samples, asked)]
 
     def _liked(self, samples: Samples, asked: Sequence[tuple[int, int]]) -> list[int | None]:
         """Of each two outputs which one is preferred: 0 the first, 1 the second, None neither."""

@@ -48,6 +48,7 @@ class Recipe:
         experiment = load(str(self.config), self.overrides).experiment
         runtime = Runtime.of_share(experiment.runtime, experiment.seed, source, sources)
         parts = experiment.build(runtime, self.start)
+        experiment.begin(parts, runtime, self.config.parent)
         parts.to(runtime.device)
         parts.ask_policy()
         return parts, runtime, experiment.train.resample, experiment.train.update.micro_rows

@@ -4,6 +4,7 @@ from rewards.evaluation.bars import Bar
 from rewards.evaluation.evaluate import Evaluate, Probes, Push
 from rewards.evaluation.features import Feature
 from rewards.evaluation.gold import GoldPairs, WritePairs
+from rewards.evaluation.labelled import Labelled
 from rewards.evaluation.overoptimisation import Candidates
 from rewards.evaluation.pairs import Pair, Pairs, Source
 
@@ -13,6 +14,7 @@ __all__ = [
     "Evaluate",
     "Feature",
     "GoldPairs",
+    "Labelled",
     "Pair",
     "Pairs",
     "Probes",

@@ -118,10 +118,10 @@ class Judge(Compares):
                 raise ValueError(f"Judge.{name} is {value}: give {smallest:g} or more")
 
     def __call__(self, samples: Samples) -> Scores:
-        return self.scored(samples, Cache(Path(self.cache) if self.cache else None), 0)
+        return self.scored(samples, 0)
 
-    def in_order(self, number: int) -> RewardFunction:
-        return _InOrder(self)
+    def in_order(self, number: int | None) -> RewardFunction:
+        return _InOrder(self, remember=number is None)
 
     def calls(self, prompts: int, each: int) -> int:
         """How many questions `each` pictures of so many prompts make, if none is asked again."""
@@ -138,21 +138,20 @@ class Judge(Compares):
         """
         if times < 2:
             raise ValueError(f"repeatability needs 2 or more times, not {times}")
-        found = [self.scored(samples, Cache(None), order) for order in range(times)]
+        found = [self.scored(samples, order, remember=False) for order in range(times)]
         values, there = torch.stack([s.values for s in found]), torch.stack([s.applicable for s in found])
         spreads = [values[there[:, i], i].std() for i in range(len(samples)) if int(there[:, i].sum()) > 1]
         if not spreads:
             raise RewardError(f"the judge gave no picture two readable answers in {times} rounds: look at its rubric")
         return float(torch.stack(spreads).mean())
 
-    def scored(self, samples: Samples, cache: Cache, order: int | None) -> Scores:
+    def scored(self, samples: Samples, order: int | None, remember: bool = True) -> Scores:
         """Scores with the part `unparsable`: 1 where there was an answer that could not be read. When ranking, pictures
         are shown in an order that `order` and what they look like decide; None: as they come."""
         shown = [None if (p := picture_of(o)) is None else data_url(p, self.max_side) for o in samples.outputs]
-        together = self._together(samples, shown, order)
-        found = self._asked([self._question(samples, shown, ids) for ids in together], cache)
-        values: list[float | None] = [None] * len(samples)
-        unparsable: list[float | None] = [None] * len(samples)
+        together, folder = self._together(samples, shown, order), Path(self.cache) if self.cache and remember else None
+        found = self._asked([self._question(samples, shown, ids) for ids in together], Cache(folder))
+        values, unparsable = (list[float | None]([None] * len(samples)) for _ in range(2))
         for ids, scores in zip(together, found, strict=True):
             for i in ids:
                 same = [] if scores is None else [s for s, j in zip(scores, ids, strict=True) if shown[j] == shown[i]]
@@ -245,6 +244,7 @@ class Judge(Compares):
 @dataclass(frozen=True)
 class _InOrder(RewardFunction):
     judge: Judge
+    remember: bool
 
     def __call__(self, samples: Samples) -> Scores:
-        return self.judge.scored(samples, Cache(None), None)
+        return self.judge.scored(samples, None, self.remember)

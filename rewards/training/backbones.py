@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmrl.types import Samples
 from rewards.compose import RewardError
-from rewards.pictures.base import check_device, find_path, need_package, picture_of, pixels_of, prompts_of, said
+from rewards.pictures.base import check_device, find_path, need_package, picture_of, pixels_of, prompts_of, rows, said
 from rewards.pictures.clip import check_model, load_tower
 
 
@@ -37,20 +37,25 @@ class Backbone(abc.ABC):
         """Vectors (n, D) of at most `batch_size` samples that are all usable."""
 
     def features(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """Vectors (N, D) in float32 on the CPU, 0 where a sample is not usable, and whether it is (N,)."""
+        """Vectors (N, D) in float32 on the CPU, 0 where a sample is not usable, and whether it is (N,). One output that
+        stands in several pairs of its prompt is read once."""
         usable = torch.tensor([self.usable(output) for output in samples.outputs], dtype=torch.bool)
-        places = usable.nonzero().flatten().tolist()
+        places: dict[tuple[int, object], int] = {}
+        at, once = list[int](), list[int]()
+        prompts = samples.columns.get("prompt", [""] * len(samples))
+        for i in usable.nonzero().flatten().tolist():
+            at.append(places.setdefault((id(samples.outputs[i]), prompts[i]), len(once)))
+            if at[-1] == len(once):
+                once.append(i)
         found = []
-        for start in range(0, len(places), self.batch_size):
-            chosen = places[start : start + self.batch_size]
-            columns = {name: [column[i] for i in chosen] for name, column in samples.columns.items()}
+        for start in range(0, len(once), self.batch_size):
             with torch.no_grad():
-                found.append(self.batch(Samples([samples.outputs[i] for i in chosen], columns)).float().cpu())
+                found.append(self.batch(rows(samples, once[start : start + self.batch_size])).float().cpu())
         if not found:
             return torch.zeros(len(samples), 0), usable
-        rows = torch.cat(found)
-        whole = torch.zeros(len(samples), rows.shape[1])
-        whole[usable] = rows
+        vectors = torch.cat(found)
+        whole = torch.zeros(len(samples), vectors.shape[1])
+        whole[usable] = vectors[at]
         return whole, usable
 
 

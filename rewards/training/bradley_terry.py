@@ -39,6 +39,8 @@ class TrainBradleyTerry:
     batch: int = 64
     seed: int = 0
     verb = "rewards train"
+    at_once = 1
+    """How many outputs the head reads at once."""
 
     def __post_init__(self) -> None:
         least = {"hidden": (self.hidden, 0), "epochs": (self.epochs, 1), "batch": (self.batch, 1)}
@@ -47,6 +49,18 @@ class TrainBradleyTerry:
                 raise ValueError(f"{name} is {value}: give {smallest} or more")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}: give a number above 0")
+
+    def read(self, vectors: Tensor) -> Tensor:
+        """What the head reads (n, 2, width) of the vectors (n, 2, D) of pairs."""
+        return vectors
+
+    def loss(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """The mean loss of what the head says (n, 2), where `wanted` (n,) is 1 if output 0 is better, 1/2 for a tie."""
+        return preference_loss(found, wanted)
+
+    def scores(self, found: Tensor) -> Tensor:
+        """Scores (n, 2) of both outputs by what the head says (n, 2)."""
+        return found
 
     def runs(self) -> dict[str, tuple[str, list[str]]]:
         """No other training is needed."""
@@ -64,8 +78,8 @@ class TrainBradleyTerry:
         parts = split(pairs)
         head, losses = fit(self, vectors, pairs, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        write_head(folder, head, self.backbone)
-        found = {part: measured(head, vectors, pairs, ids) for part, ids in parts.items()}
+        write_head(folder, head, self.backbone, self.at_once)
+        found = {part: measured(self, head, vectors, pairs, ids) for part, ids in parts.items()}
         about = {"pairs": {part: len(ids) for part, ids in parts.items()}, "accuracy": found, "validation_loss": losses}
         about["cpu_s"] = round(time.process_time() - began, 2)
         (folder / "training.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
@@ -99,18 +113,19 @@ def fit(
     wanted = torch.tensor([0.5 if pair.better is None else float(pair.better == 0) for pair in pairs])
     train = torch.tensor(parts["train"])
     generator = torch.Generator().manual_seed(config.seed)
+    vectors = config.read(vectors)
     flat = vectors[train].flatten(0, 1)
     head = Head.new(vectors.shape[2], config.hidden, flat.mean(0), flat.std(0).clamp(min=1e-4), generator)
     optimizer = torch.optim.AdamW(head.parameters(), config.lr, weight_decay=config.weight_decay)
     validation, best, losses = torch.tensor(parts["validation"]), head.state_dict(), list[float]()
     for _ in range(config.epochs):
         for ids in train[torch.randperm(len(train), generator=generator)].split(config.batch):
-            loss = preference_loss(head(vectors[ids]), wanted[ids])
+            loss = config.loss(head(vectors[ids]), wanted[ids])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            losses.append(float(preference_loss(head(vectors[validation]), wanted[validation])))
+            losses.append(float(config.loss(head(vectors[validation]), wanted[validation])))
         if losses[-1] == min(losses):
             best = {name: value.clone() for name, value in head.state_dict().items()}
     head.load_state_dict(best)
@@ -124,9 +139,11 @@ def preference_loss(scores: Tensor, wanted: Tensor) -> Tensor:
     return -(wanted * logsigmoid(margin) + (1 - wanted) * logsigmoid(-margin)).mean()
 
 
-def measured(head: nn.Module, vectors: Tensor, pairs: Sequence[Pair], ids: Sequence[int]) -> dict[str, float]:
+def measured(
+    config: TrainBradleyTerry, head: nn.Module, vectors: Tensor, pairs: Sequence[Pair], ids: Sequence[int]
+) -> dict[str, float]:
     """Accuracy on the pairs `ids`, with its interval."""
     with torch.no_grad():
-        scores = head(vectors[list(ids)]).double().numpy()
+        scores = config.scores(head(config.read(vectors[list(ids)]))).double().numpy()
     found = accuracy(Scored([pairs[i] for i in ids], np.asarray(scores), 0.0, 0.0))["accuracy"]
     return asdict(found)

@@ -53,19 +53,20 @@ class Head(nn.Module):
         return found.squeeze(-1)
 
 
-def write_head(folder: Path, head: Head, backbone: Backbone) -> None:
-    """Write weights as safetensors, and which backbone they read as JSON."""
+def write_head(folder: Path, head: Head, backbone: Backbone, at_once: int = 1) -> None:
+    """Write weights as safetensors, and which backbone they read, of how many outputs at once, as JSON."""
     save_file(head.state_dict(), folder / WEIGHTS)
-    about = {"backbone": type(backbone).__name__, "fields": asdict(backbone), "hidden": head.hidden}
+    fields = {"fields": asdict(backbone), "hidden": head.hidden, "at_once": at_once}
+    about = {"backbone": type(backbone).__name__, **fields}
     (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
 @functools.cache
-def load_head(folder: Path) -> tuple[Head, Backbone]:
-    """The head in `folder` and the backbone that it was trained on.
+def load_head(folder: Path, at_once: int = 1) -> tuple[Head, Backbone]:
+    """The head in `folder`, of so many outputs at once, and the backbone that it was trained on.
 
     Raises:
-        RewardError: the files are not those of a head.
+        RewardError: the files are not those of such a head.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -76,9 +77,24 @@ def load_head(folder: Path) -> tuple[Head, Backbone]:
         head.load_state_dict(weights)
     except Exception as error:  # of any kind: what files hold is anyone's guess
         raise RewardError(
-            f"Trained.folder {str(folder)!r} holds no head of `mmrl rewards train` ({said(error)}): train it again"
+            f"{str(folder)!r} holds no head of `mmrl rewards train` ({said(error)}): train it again"
         ) from error
+    if about.get("at_once", 1) != at_once:
+        use = {1: "rewards.training.Trained", 2: "rewards.training.TrainedPairwise"}
+        raise RewardError(
+            f"the head in {str(folder)!r} reads {about['at_once']} outputs at once: use {use[about['at_once']]}"
+        )
     return head.eval().requires_grad_(False), backbone
+
+
+def check_head(reward: str, folder: str) -> None:
+    """That `folder` has a head.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not (find_path(folder) / ABOUT).is_file():
+        raise ValueError(f"{reward}.folder {folder!r} has no {ABOUT}: give a folder that `mmrl rewards train` wrote")
 
 
 @dataclass(frozen=True)
@@ -88,10 +104,7 @@ class Trained(RewardFunction):
     folder: str
 
     def __post_init__(self) -> None:
-        if not (find_path(self.folder) / ABOUT).is_file():
-            raise ValueError(
-                f"Trained.folder {self.folder!r} has no {ABOUT}: give a folder that `mmrl rewards train` wrote"
-            )
+        check_head("Trained", self.folder)
 
     def __call__(self, samples: Samples) -> Scores:
         head, backbone = load_head(find_path(self.folder).resolve())
