@@ -38,10 +38,23 @@ class Tower:
     embed_picture: Callable[[Tensor], Tensor]  # pixels (N, 3, Y, X) in 0..1 -> (N, D)
     embed_text: Callable[[list[str]], Tensor]  # N -> (N, D)
     device: str
+    embed_patches: Callable[[Tensor], Tensor] | None = None  # pixels (N, 3, Y, X) in 0..1 -> (N, W, Y', X')
 
     def pictures(self, pixels: Tensor) -> Tensor:
         """Unit vectors (N, D) of pixels (N, 3, Y, X) in 0..1."""
         return normalize(self.embed_picture(pixels.to(self.device)).float(), dim=-1)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Mean and deviation (N, 2 W), over its patches, of what the last layer knows of each: what a picture has
+        somewhere, and how unlike its parts are. The vector of `pictures` forgets what no caption told.
+
+        Raises:
+            RewardError: this tower has none.
+        """
+        if self.embed_patches is None:
+            raise RewardError("this model gives no vectors of patches: turn patches off, or take one of open_clip")
+        found = self.embed_patches(pixels.to(self.device)).float().flatten(2)
+        return torch.cat([found.mean(2), found.std(2)], dim=1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -122,9 +135,22 @@ def open_clip_tower(model: str, pretrained: str, device: str, mode: ResizeMode |
     clip = clip.to(device).eval().requires_grad_(False)
     tokenize = open_clip.get_tokenizer(model)
     settings = clip.visual.preprocess_cfg
-    embed = fitted(clip.encode_image, settings["size"], settings["mean"], settings["std"], device)
     way: ResizeMode = mode or settings.get("resize_mode", "shortest")
-    return Tower(lambda pixels: embed(pixels, way), lambda texts: clip.encode_text(tokenize(texts).to(device)), device)
+
+    def patches(pixels: Tensor) -> Tensor:
+        known: Tensor = clip.visual.forward_intermediates(pixels, indices=1, intermediates_only=True)[
+            "image_intermediates"
+        ][0]
+        return known
+
+    whole, parts = (
+        fitted(encode, settings["size"], settings["mean"], settings["std"], device)
+        for encode in (clip.encode_image, patches)
+    )
+    return Tower(
+        lambda pixels: whole(pixels, way), lambda texts: clip.encode_text(tokenize(texts).to(device)), device,
+        lambda pixels: parts(pixels, way),
+    )  # fmt: skip
 
 
 def fitted(

@@ -56,11 +56,13 @@ class Backbone(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClip(Backbone):
-    """Unit vectors of picture p and prompt t, and their product: (p, t, p t), so that a linear head knows the cosine.
-    `model` and `pretrained` as for ClipScore."""
+    """Unit vectors of picture p and prompt t, and their product: (p, t, p t), so that a linear head knows the cosine;
+    with `patches` also mean and deviation over the patches of the picture, for what captions seldom tell, such as size
+    and strength of colour. `model` and `pretrained` as for ClipScore."""
 
     model: str
     pretrained: str = ""
+    patches: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,10 +73,15 @@ class OpenClip(Backbone):
 
     def batch(self, samples: Samples) -> Tensor:
         tower = load_tower(self.model, self.pretrained, self.device)
-        pictures = [found for output in samples.outputs if (found := picture_of(output)) is not None]
-        p = torch.cat([tower.pictures(pixels_of(picture)[None]) for picture in pictures])
+        seen: dict[int, tuple[Tensor, Tensor]] = {}  # one by one, as sizes differ; the same picture once
+        for output in samples.outputs:
+            if id(output) not in seen and (picture := picture_of(output)) is not None:
+                pixels = pixels_of(picture)[None]
+                p = tower.pictures(pixels)
+                seen[id(output)] = p, tower.patches(pixels) if self.patches else p[:, :0]
+        p, rest = (torch.cat([seen[id(output)][i] for output in samples.outputs]) for i in (0, 1))
         t = tower.texts(prompts_of(samples, "OpenClip"))
-        return torch.cat([p, t, p * t], dim=1)
+        return torch.cat([p, t, p * t, rest], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
