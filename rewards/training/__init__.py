@@ -1,7 +1,21 @@
-"""Small reward models of one's own. `mmrl rewards train` runs `TrainBradleyTerry`; `Trained` uses what it wrote."""
+"""Small reward models of one's own. `mmrl rewards train` runs `TrainBradleyTerry`, which `Trained` uses, or
+`TrainPrinciples`, which `TrainedYesNo` does."""
 
 from rewards.training.backbones import OpenClip, Transformers
 from rewards.training.bradley_terry import TrainBradleyTerry
+from rewards.training.emoji_rows import EmojiPrinciples
+from rewards.training.principles import TrainedYesNo, TrainPrinciples
+from rewards.training.rows import PrinciplePairs, PrincipleRows
 from rewards.training.trained import Trained
 
-__all__ = ["OpenClip", "TrainBradleyTerry", "Trained", "Transformers"]
+__all__ = [
+    "EmojiPrinciples",
+    "OpenClip",
+    "PrinciplePairs",
+    "PrincipleRows",
+    "TrainBradleyTerry",
+    "TrainPrinciples",
+    "Trained",
+    "TrainedYesNo",
+    "Transformers",
+]

@@ -36,6 +36,10 @@ class Backbone(abc.ABC):
     def batch(self, samples: Samples) -> Tensor:
         """Vectors (n, D) of at most `batch_size` samples that are all usable."""
 
+    @abc.abstractmethod
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        """Vectors (n, H) of texts alone, in float32 on the CPU: principles, of which `features` are the premises."""
+
     def features(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) in float32 on the CPU, 0 where a sample is not usable, and whether it is (N,)."""
         usable = torch.tensor([self.usable(output) for output in samples.outputs], dtype=torch.bool)
@@ -83,6 +87,9 @@ class OpenClip(Backbone):
         t = tower.texts(prompts_of(samples, "OpenClip"))
         return torch.cat([p, t, p * t, rest], dim=1)
 
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        return load_tower(self.model, self.pretrained, self.device).texts(texts).float().cpu()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Transformers(Backbone):
@@ -106,11 +113,15 @@ class Transformers(Backbone):
         model, tokenizer = load_transformer(self.model, self.device)
         prompts = prompts_of(samples, "Transformers")
         texts = [f"{prompt}\n{output}" for prompt, output in zip(prompts, samples.outputs, strict=True)]
-        found = [
-            self._one(model, tokenizer, text) for text in texts
-        ]  # no padding: what stands beside it changes nothing
-        return torch.stack(found)
+        return torch.stack([self._one(model, tokenizer, text) for text in texts])
 
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        model, tokenizer = load_transformer(self.model, self.device)
+        with torch.no_grad():
+            known = {text: self._one(model, tokenizer, text) for text in dict.fromkeys(texts)}
+        return torch.stack([known[text] for text in texts]).float().cpu()
+
+    # one at a time, without padding: what stands beside a text changes nothing
     def _one(self, model: Any, tokenizer: Any, text: str) -> Tensor:
         ids: Sequence[int] = tokenizer(text)["input_ids"][-self.max_length :]
         hidden: Tensor = model(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]

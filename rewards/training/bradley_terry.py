@@ -19,7 +19,7 @@ from rewards.evaluation.pairs import Pair, Source, as_samples
 from rewards.evaluation.scoring import Scored
 from rewards.training.backbones import Backbone
 from rewards.training.fitting import Fitting, split
-from rewards.training.trained import write_head
+from rewards.training.trained import Head, write_head
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TrainBradleyTerry(Fitting):
             raise ValueError(f"{len(kept)} of {len(pairs)} pairs can be read by the backbone: 30 are needed")
         pairs, vectors = [pairs[i] for i in kept], vectors.view(len(usable) // 2, 2, -1)[kept]
         parts = split([pair.cluster or pair.id for pair in pairs])
-        head, losses = self.fit(vectors, wanted_of(pairs), parts, preference_loss)
+        head, losses = self.fitted(vectors, pairs, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        write_head(folder, head, self.backbone)
+        write_head(folder, head.state_dict(), self.backbone, {"hidden": head.hidden})
         found = {part: measured(head, vectors, pairs, ids) for part, ids in parts.items()}
         about = {"pairs": {part: len(ids) for part, ids in parts.items()}, "accuracy": found, "validation_loss": losses}
         about["cpu_s"] = round(time.process_time() - began, 2)
@@ -56,6 +56,14 @@ class TrainBradleyTerry(Fitting):
         ends = f"[{test['low']:.3f}, {test['high']:.3f}]"
         print(f"held-out accuracy {test['value']:.3f} {ends}, {test['n']} pairs: {folder}")
         return 0
+
+    def fitted(self, vectors: Tensor, pairs: Sequence[Pair], parts: dict[str, list[int]]) -> tuple[Head, list[float]]:
+        """The head with the least validation loss on vectors (N, 2, D) of pairs, and that loss by epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        flat = vectors[parts["train"]].flatten(0, 1)
+        head = Head.new(vectors.shape[2], self.hidden, flat.mean(0), flat.std(0).clamp(min=1e-4), generator)
+        losses = self.fit(head, lambda ids: head(vectors[ids]), wanted_of(pairs), parts, preference_loss, generator)
+        return head, losses
 
 
 def wanted_of(pairs: Sequence[Pair]) -> Tensor:

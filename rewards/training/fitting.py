@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-from rewards.training.trained import Head
+from torch import Tensor, nn
 
 PARTS = ("train", "validation", "test")
 
@@ -35,35 +33,38 @@ class Fitting:
             raise ValueError(f"lr is {self.lr}: give a number above 0")
 
     def fit(
-        self, vectors: Tensor, wanted: Tensor, parts: dict[str, list[int]], loss: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Head, list[float]]:
-        """The head with the least validation loss on N cases of k vectors each (N, k, D), and that loss by epoch;
-        `loss` is of scores (n, k) and what is wanted of them (n,).
+        self,
+        head: nn.Module,
+        scores: Callable[[Tensor], Tensor],
+        wanted: Tensor,
+        parts: dict[str, list[int]],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        generator: torch.Generator,
+    ) -> list[float]:
+        """Leaves `head` as it was at its least validation loss; returns that loss by epoch. `scores` are those that it
+        gives to the cases at some indices (n,), and `loss` is of them and what is wanted of these (n,).
 
         Raises:
             ValueError: a part is empty.
         """
         for part, ids in parts.items():
             if not ids:
-                raise ValueError(f"none of {len(vectors)} cases falls into the part {part!r}: give more of them")
+                raise ValueError(f"none of {len(wanted)} cases falls into the part {part!r}: give more of them")
         train, validation = torch.tensor(parts["train"]), torch.tensor(parts["validation"])
-        generator = torch.Generator().manual_seed(self.seed)
-        flat = vectors[train].flatten(0, 1)
-        head = Head.new(vectors.shape[2], self.hidden, flat.mean(0), flat.std(0).clamp(min=1e-4), generator)
         optimizer = torch.optim.AdamW(head.parameters(), self.lr, weight_decay=self.weight_decay)
         best, losses = head.state_dict(), list[float]()
         for _ in range(self.epochs):
             for ids in train[torch.randperm(len(train), generator=generator)].split(self.batch):
-                value = loss(head(vectors[ids]), wanted[ids])
+                value = loss(scores(ids), wanted[ids])
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
             with torch.no_grad():
-                losses.append(float(loss(head(vectors[validation]), wanted[validation])))
+                losses.append(float(loss(scores(validation), wanted[validation])))
             if losses[-1] == min(losses):
                 best = {name: value.clone() for name, value in head.state_dict().items()}
         head.load_state_dict(best)
-        return head, [round(value, 5) for value in losses]
+        return [round(value, 5) for value in losses]
 
 
 def split(clusters: Sequence[str]) -> dict[str, list[int]]:
