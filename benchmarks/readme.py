@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ahead_tables, reliability_tables, reward_tables, scale_tables
+from benchmarks import ahead_tables, principle_tables, reliability_tables, reward_tables, scale_tables
 from benchmarks.common import RESULTS, pm, spread
 
 README = Path(__file__).parent.parent / "README.md"
@@ -657,6 +657,8 @@ def main() -> None:
         ("reward_process", "rewards", reward_tables.process),
         ("judge_rl", "judge_rl", reward_tables.judge_rl),
         ("reward_head", "rewards", reward_tables.head),
+        ("principles", "principles", principle_tables.heads),
+        ("principles_rl", "principles", principle_tables.rl),
         ("ahead_equal", "scale", ahead_tables.equal),
         ("overlap", "scale", ahead_tables.overlap),
         ("stale_bandit", "scale", ahead_tables.bandit),

@@ -25,6 +25,7 @@ from rewards.evaluation.accuracy import accuracy
 from rewards.evaluation.scoring import score
 from rewards.generative import GenerativeYesNo
 from rewards.pictures.base import scores_of
+from rewards.pictures.clip import Tower
 from rewards.pictures.emoji import BACKGROUNDS, OBJECTS
 from rewards.principles import Principle, Principles, YesNo
 from rewards.rubric import Criterion, Rubric
@@ -304,10 +305,37 @@ def test_a_trained_model_comes_back_from_disk_and_is_a_reward(tmp_path: Path) ->
     torch.testing.assert_close(reward(turned).values.flip(0), reward(samples).values)
     opposite = Principles(model, {"dark": Principle("dark", -1.0)})(samples).values
     torch.testing.assert_close(opposite, -reward(samples).parts["dark"].values)
-    found = accuracy(score("p", Principles(model, {"own": Principle("{principle}")}), paired(rows[:60])))["accuracy"]
-    assert found.n == len(paired(rows[:60])) and found.low < found.value < found.high
+    told = [
+        f"rewards={{mine: {{class_path: rewards.principles.Principles, init_args: {{model: {{class_path: "
+        f"rewards.training.TrainedYesNo, init_args: {{folder: {tmp_path}}}}}, principles: {{own: {{text: '{{principle}}'}}}}}}}}}}",
+        "pairs={class_path: rewards.training.PrinciplePairs, init_args: {rows: {class_path: "
+        "rewards.training.EmojiPrinciples, init_args: {count: 60, part: held_out}}}}",
+        "probes={bias: false, robustness: false}",
+    ]
+    assert main(["rewards", "evaluate", "rewards/evaluate", *told, "--run", str(tmp_path / "evaluation")]) == 0
+    evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    pairs = PrinciplePairs(EmojiPrinciples(60, part="held_out")).pairs()
+    found = accuracy(score("p", Principles(model, {"own": Principle("{principle}")}, "margin"), pairs))["accuracy"]
+    assert evaluation["pairs"] == len(pairs) > 10
+    assert evaluation["figures"]["mine"]["accuracy"]["value"] == found.value  # the same order, by margin or chance
     with pytest.raises(RewardError, match="holds another kind of head"):
         Trained(str(tmp_path))(samples)
+
+
+def test_patches_are_added_to_the_same_vectors_and_tell_small_from_large() -> None:
+    whole = Image.new("RGB", (32, 32), (90, 150, 230))
+    spotted = whole.copy()
+    spotted.paste((250, 250, 250), (12, 12, 20, 20))
+    samples = Samples([whole, spotted, whole], {"prompt": ["a car", "a car", "a panda"]})
+    (vectors, usable), (plain, _) = CLIP.features(samples), OpenClip(model=CLIP.model).features(samples)
+    assert bool(usable.all())
+    torch.testing.assert_close(vectors[:, : plain.shape[1]], plain)
+    mean, deviation = vectors[:, plain.shape[1] :].chunk(2, dim=1)
+    torch.testing.assert_close(mean[0], mean[2])  # of the picture alone
+    assert float(deviation[1].mean()) > 1.2 * float(deviation[0].mean())  # its parts are less alike
+    torch.testing.assert_close(CLIP.hypotheses(["a car", "a panda"]), plain[[0, 2], 64:128])
+    with pytest.raises(RewardError, match="gives no vectors of patches"):
+        Tower(lambda x: x, lambda texts: torch.zeros(1, 1), "cpu").parts(torch.zeros(1, 3, 2, 2))
 
 
 def test_a_head_of_preferences_is_no_model_of_principles(tmp_path: Path) -> None:

@@ -81,8 +81,7 @@ class OpenClip(Backbone):
         for output in samples.outputs:
             if id(output) not in seen and (picture := picture_of(output)) is not None:
                 pixels = pixels_of(picture)[None]
-                p = tower.pictures(pixels)
-                seen[id(output)] = p, tower.patches(pixels) if self.patches else p[:, :0]
+                seen[id(output)] = tower.parts(pixels) if self.patches else (tower.pictures(pixels), torch.zeros(1, 0))
         p, rest = (torch.cat([seen[id(output)][i] for output in samples.outputs]) for i in (0, 1))
         t = tower.texts(prompts_of(samples, "OpenClip"))
         return torch.cat([p, t, p * t, rest], dim=1)

@@ -6,7 +6,7 @@ background and a principle that names an object) is held out: either word is met
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ WORDS = {
 }  # fmt: skip
 """What is said of a picture that has it, and of one that has not. Short words: the small CLIPs read 12 tokens."""
 CATEGORIES = ("object", "background", *WORDS)
+OTHERS = (*emoji.OBJECTS, *emoji.BACKGROUNDS)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class EmojiPrinciples(RowSource):
 
 
 def is_held_out(other: str, principle: str) -> bool:
-    """Whether this principle is never met with this object or background in training: a fifth, by their names."""
-    return hashlib.sha256(f"held out: {other}|{principle}".encode()).digest()[0] % 5 == 0
+    """Whether this principle is never met with this object or background in training: every fifth one, of each
+    principle from another place on."""
+    return (OTHERS.index(other) + zlib.crc32(principle.encode())) % 5 == 0
 
 
 def said_of(drawn: Drawn, category: str, holds: bool, chance: np.random.Generator) -> str:
