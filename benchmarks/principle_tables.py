@@ -28,7 +28,7 @@ def heads(found: dict) -> str:
         *rows, "",
         f"Mean ± deviation over {len(part['seeds'])} seeds of rows and head, {part['rows']:,} rows of training (`python -m benchmarks.principles heads`, "
         f"{part['cpu_s']:.0f} CPU s). Accuracy of principles by kind: {kinds}. A perfectly calibrated model of as many rows would have an error of "
-        f"{pm(ours['ece_if_perfect'])}. Another order of three weighted principles changes the reward by {part['largest_change_by_the_order_of_principles']:g} at most.",
+        f"{pm(ours['ece_if_perfect'])}. r towards the truth: with its sign turned where the principle does not hold. Another order of three weighted principles changes the reward by {part['largest_change_by_the_order_of_principles']:g} at most.",
     ])  # fmt: skip
 
 
