@@ -32,7 +32,7 @@ from rewards.evaluation import Feature, Labelled, Pair, Source
 from rewards.evaluation.overoptimisation import Candidates
 from rewards.pairwise import AgainstAnchor
 from rewards.training import OpenClip, TrainBradleyTerry, Trained, TrainedPairwise, TrainPairwise
-from rewards.training.bradley_terry import fit, split
+from rewards.training.fitting import split
 from rewards.training.trained import Head, load_head
 
 ROOT = Path("runs/benchmark_pairwise_rl")
@@ -145,10 +145,10 @@ def heads() -> dict[str, object]:
 def regression(vectors: Tensor, gold: Tensor, pairs: list[Pair], seed: int) -> Head:
     """A head of the same size by least squares on the gold (N,) of single pictures, in its own deviations; the prompts
     that stop it are those that stop the others."""
-    held = {pairs[i].cluster for i in split(pairs)["train"]}
+    held = {pairs[i].cluster for i in split([pair.cluster or pair.id for pair in pairs])["train"]}
     clusters = [f"prompt-{number}" for number in range(len(gold) // EACH) for _ in range(EACH)]
     train = torch.tensor([i for i, cluster in enumerate(clusters) if cluster in held])
-    stops = {pairs[i].cluster for i in split(pairs)["validation"]}
+    stops = {pairs[i].cluster for i in split([pair.cluster or pair.id for pair in pairs])["validation"]}
     validation = torch.tensor([i for i, cluster in enumerate(clusters) if cluster in stops])
     wanted = ((gold - gold[train].mean()) / gold[train].std()).float()
     generator = torch.Generator().manual_seed(seed)
@@ -228,9 +228,9 @@ def constants() -> dict[str, object]:
         group = judge(samples).values.double().numpy().reshape(-1, EACH)
         arms.setdefault("pairwise, against its group", []).append(told(group, about, seen))
     # the same heads again, from the labels with the largest constants
-    parts = split(labels)
+    parts = split([pair.cluster or pair.id for pair in labels])
     for kind, config in (("bt", TrainBradleyTerry), ("pairwise", TrainPairwise)):
-        again, _ = fit(config(BACKBONE, Fixed(()), seed=0, **HEAD), *paired(vectors, labels), parts)
+        again, _ = config(BACKBONE, Fixed(()), seed=0, **HEAD).fitted(*paired(vectors, labels), parts)
         known = load_head(trained(kind, 0).resolve(), config.at_once)[0].state_dict()
         drift[kind] = max(float((value - known[name]).abs().max()) for name, value in again.state_dict().items())
     found["arms"] = {name: {key: spread([row[key] for row in rows]) for key in rows[0]} for name, rows in arms.items()}

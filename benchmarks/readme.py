@@ -16,13 +16,14 @@ from benchmarks.tables import (
     house,
     pairwise,
     parts,
+    principles,
     reliability,
     render,
     rewards,
     scale,
     vision,
     vla,
-)  # fmt: skip
+)
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -60,6 +61,8 @@ def main() -> None:
         ("reward_process", "rewards", rewards.process),
         ("judge_rl", "judge_rl", rewards.judge_rl),
         ("reward_head", "rewards", rewards.head),
+        ("principles", "principles", principles.heads),
+        ("principles_rl", "principles", principles.rl),
         ("pairwise_constants", "pairwise_rl", pairwise.constants),
         ("pairwise_lean", "pairwise_rl", pairwise.lean),
         ("pairwise_rl", "pairwise_rl", pairwise.rl),

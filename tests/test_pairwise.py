@@ -23,7 +23,6 @@ from rewards.evaluation import Candidates, Evaluate, Labelled, Pair, Source
 from rewards.functions import as_scores
 from rewards.pairwise import AgainstAnchor, Meeting, PairJudge, tournament
 from rewards.training import OpenClip, TrainBradleyTerry, Trained, TrainedPairwise, TrainPairwise
-from rewards.training.bradley_terry import fit
 from rewards.training.pairwise import pairwise_loss
 from tests.tiny_pipelines import make
 
@@ -227,9 +226,9 @@ def circle(count: int) -> tuple[torch.Tensor, list[Pair]]:
 def test_two_outputs_together_say_what_no_score_of_either_says() -> None:
     vectors, pairs = circle(400)
     parts = {"train": list(range(300)), "validation": list(range(300, 350)), "test": list(range(350, 400))}
-    _, joint = fit(config(hidden=16, epochs=15, lr=0.02), vectors, pairs, parts)
+    _, joint = config(hidden=16, epochs=15, lr=0.02).fitted(vectors, pairs, parts)
     apart = TrainBradleyTerry(OpenClip(model=CLIP), Fixed(), hidden=16, epochs=15, lr=0.02)
-    _, scores = fit(apart, vectors, pairs, parts)
+    _, scores = apart.fitted(vectors, pairs, parts)
     assert min(joint) < 0.1
     assert min(scores) > 0.6  # about log 2: a guess
 
@@ -243,7 +242,7 @@ def test_the_penalty_brings_the_orders_together() -> None:
     off = []
     for weight in (0.0, 10.0):
         task = config(hidden=16, epochs=20, lr=0.01, consistency=weight)
-        head, _ = fit(task, vectors, pairs, parts)
+        head, _ = task.fitted(vectors, pairs, parts)
         with torch.no_grad():
             off.append(float((head(task.read(vectors)).sigmoid().sum(1) - 1).abs().mean()))
     assert off[1] < off[0] / 2

@@ -22,7 +22,8 @@ from rewards.evaluation import GoldPairs, Pair, Source
 from rewards.evaluation.accuracy import accuracy
 from rewards.evaluation.scoring import score
 from rewards.training import OpenClip, TrainBradleyTerry, Trained, Transformers
-from rewards.training.bradley_terry import fit, preference_loss, split
+from rewards.training.bradley_terry import preference_loss
+from rewards.training.fitting import split
 from rewards.training.trained import Head
 
 CLIP = "assets/rewards/clip_a"
@@ -64,14 +65,14 @@ def test_the_loss_by_hand() -> None:
 def test_the_scale_of_the_judge_is_learnt_and_shuffled_preferences_teach_nothing() -> None:
     vectors, pairs = vectors_of(3000, 0)
     parts = {"train": list(range(2400)), "validation": list(range(2400, 2700)), "test": list(range(2700, 3000))}
-    head, losses = fit(config(epochs=30, lr=0.01), vectors, pairs, parts)
+    head, losses = config(epochs=30, lr=0.01).fitted(vectors, pairs, parts)
     weight = head.layers[0].weight[0].detach() / head.scale
     assert float(weight[0]) == pytest.approx(2.0, rel=0.2)
     assert float(weight[1:].abs().max()) < 0.2
     assert min(losses) < 0.45 < math.log(2)
     order = np.random.default_rng(0).permutation(3000)
     shuffled = [replace(pairs[int(i)], id=f"p{place}") for place, i in enumerate(order)]
-    _, none = fit(config(epochs=5, lr=0.01), vectors, shuffled, parts)
+    _, none = config(epochs=5, lr=0.01).fitted(vectors, shuffled, parts)
     assert min(none) > 0.68
 
 
@@ -82,7 +83,7 @@ def test_a_fresh_head_prefers_nothing() -> None:
 
 def test_clusters_stay_together() -> None:
     pairs = [Pair(f"{c}-{i}", "q", ("a", "b"), 0, (), f"c{c}") for c in range(60) for i in range(5)]
-    parts = split(pairs)
+    parts = split([pair.cluster for pair in pairs])
     homes = [{pairs[i].cluster for i in ids} for ids in parts.values()]
     assert sum(len(home) for home in homes) == 60 and all(homes)
     assert 30 <= len(homes[0]) <= 58

@@ -120,8 +120,8 @@ class Pairs(Source):
         return found
 
 
-def check_rows(path: str) -> None:
-    """That `path` is a file, or may be the name of a set.
+def check_rows(path: str, field: str = "pairs.path") -> None:
+    """That `path`, the value of `field`, is a file, or may be the name of a set.
 
     Raises:
         ValueError: it is neither.
@@ -130,24 +130,24 @@ def check_rows(path: str) -> None:
     if file.is_file():
         return
     if file.suffix or path.count("/") != 1:
-        raise ValueError(f"pairs.path {path!r} is not there: give a .jsonl, .json or .parquet file, or owner/name")
-    need_package("pairs", "datasets", "datasets")
+        raise ValueError(f"{field} {path!r} is not there: give a .jsonl, .json or .parquet file, or owner/name")
+    need_package(field, "datasets", "datasets")
 
 
-def read_rows(path: str, split: str) -> list[Row]:
+def read_rows(path: str, split: str, field: str = "pairs.path") -> list[Row]:
     """The rows of a file, or of a set of `datasets`.
 
     Raises:
         ValueError: there is no such file or set, or it holds something else.
     """
-    check_rows(path)
+    check_rows(path, field)
     file = find_path(path)
     if not file.is_file():
         import datasets
 
         return list(datasets.load_dataset(path, split=split))
     if file.suffix == ".parquet":
-        need_package("pairs", "pyarrow", "pyarrow")
+        need_package(field, "pyarrow", "pyarrow")
         import pyarrow.parquet
 
         rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
@@ -156,9 +156,9 @@ def read_rows(path: str, split: str) -> list[Row]:
     try:
         rows = json.loads(text) if file.suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
     except json.JSONDecodeError as error:
-        raise ValueError(f"pairs.path {path} is not JSON: {error}") from error
+        raise ValueError(f"{field} {path} is not JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"pairs.path {path} holds no list of objects: give one a line (.jsonl), or a list (.json)")
+        raise ValueError(f"{field} {path} holds no list of objects: give one a line (.jsonl), or a list (.json)")
     return rows
 
 

@@ -38,10 +38,25 @@ class Tower:
     embed_picture: Callable[[Tensor], Tensor]  # pixels (N, 3, Y, X) in 0..1 -> (N, D)
     embed_text: Callable[[list[str]], Tensor]  # N -> (N, D)
     device: str
+    embed_parts: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None  # the same -> (N, D), patches (N, W, Y', X')
 
     def pictures(self, pixels: Tensor) -> Tensor:
         """Unit vectors (N, D) of pixels (N, 3, Y, X) in 0..1."""
         return normalize(self.embed_picture(pixels.to(self.device)).float(), dim=-1)
+
+    def parts(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors as those of `pictures`, and mean and deviation (N, 2 W) over the patches of what the last layer
+        knows of each: what a picture has somewhere, and how unlike its parts are. The vector alone forgets what no
+        caption told.
+
+        Raises:
+            RewardError: this tower gives no patches.
+        """
+        if self.embed_parts is None:
+            raise RewardError("this model gives no vectors of patches: turn patches off, or take one of open_clip")
+        whole, patches = self.embed_parts(pixels.to(self.device))
+        patches = patches.float().flatten(2)
+        return normalize(whole.float(), dim=-1), torch.cat([patches.mean(2), patches.std(2)], dim=1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -122,18 +137,27 @@ def open_clip_tower(model: str, pretrained: str, device: str, mode: ResizeMode |
     clip = clip.to(device).eval().requires_grad_(False)
     tokenize = open_clip.get_tokenizer(model)
     settings = clip.visual.preprocess_cfg
-    embed = fitted(clip.encode_image, settings["size"], settings["mean"], settings["std"], device)
     way: ResizeMode = mode or settings.get("resize_mode", "shortest")
-    return Tower(lambda pixels: embed(pixels, way), lambda texts: clip.encode_text(tokenize(texts).to(device)), device)
+
+    def parts(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        known = clip.visual.forward_intermediates(pixels, indices=1)
+        return known["image_features"], known["image_intermediates"][0]
+
+    size, mean, std = settings["size"], settings["mean"], settings["std"]
+    whole, in_parts = fitted(clip.encode_image, size, mean, std, device), fitted(parts, size, mean, std, device)
+    return Tower(
+        lambda pixels: whole(pixels, way), lambda texts: clip.encode_text(tokenize(texts).to(device)), device,
+        lambda pixels: in_parts(pixels, way),
+    )  # fmt: skip
 
 
-def fitted(
-    encode: Callable[[Tensor], Tensor],
+def fitted[T](
+    encode: Callable[[Tensor], T],
     size: int | Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     device: str,
-) -> Callable[[Tensor, ResizeMode], Tensor]:
+) -> Callable[[Tensor, ResizeMode], T]:
     """`encode` after resizing to `size` (Y, X) and subtracting the mean and dividing by the std of each colour."""
     target = (size, size) if isinstance(size, int) else (size[0], size[1])
     shift, width = (torch.tensor(list(numbers), device=device).view(3, 1, 1) for numbers in (mean, std))

@@ -36,6 +36,10 @@ class Backbone(abc.ABC):
     def batch(self, samples: Samples) -> Tensor:
         """Vectors (n, D) of at most `batch_size` samples that are all usable."""
 
+    @abc.abstractmethod
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        """Vectors (n, H) of texts alone, in float32 on the CPU: principles, of which `features` are the premises."""
+
     def features(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Vectors (N, D) in float32 on the CPU, 0 where a sample is not usable, and whether it is (N,). One output that
         stands in several pairs of its prompt is read once."""
@@ -61,11 +65,13 @@ class Backbone(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClip(Backbone):
-    """Unit vectors of picture p and prompt t, and their product: (p, t, p t), so that a linear head knows the cosine.
-    `model` and `pretrained` as for ClipScore."""
+    """Unit vectors of picture p and prompt t, and their product: (p, t, p t), so that a linear head knows the cosine;
+    with `patches` also mean and deviation over the patches of the picture, for what captions seldom tell, such as size
+    and strength of colour. `model` and `pretrained` as for ClipScore."""
 
     model: str
     pretrained: str = ""
+    patches: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,10 +82,17 @@ class OpenClip(Backbone):
 
     def batch(self, samples: Samples) -> Tensor:
         tower = load_tower(self.model, self.pretrained, self.device)
-        pictures = [found for output in samples.outputs if (found := picture_of(output)) is not None]
-        p = torch.cat([tower.pictures(pixels_of(picture)[None]) for picture in pictures])
+        seen: dict[int, tuple[Tensor, Tensor]] = {}  # one by one, as sizes differ; the same picture once
+        for output in samples.outputs:
+            if id(output) not in seen and (picture := picture_of(output)) is not None:
+                pixels = pixels_of(picture)[None]
+                seen[id(output)] = tower.parts(pixels) if self.patches else (tower.pictures(pixels), torch.zeros(1, 0))
+        p, rest = (torch.cat([seen[id(output)][i] for output in samples.outputs]) for i in (0, 1))
         t = tower.texts(prompts_of(samples, "OpenClip"))
-        return torch.cat([p, t, p * t], dim=1)
+        return torch.cat([p, t, p * t, rest], dim=1)
+
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        return load_tower(self.model, self.pretrained, self.device).texts(texts).float().cpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +117,15 @@ class Transformers(Backbone):
         model, tokenizer = load_transformer(self.model, self.device)
         prompts = prompts_of(samples, "Transformers")
         texts = [f"{prompt}\n{output}" for prompt, output in zip(prompts, samples.outputs, strict=True)]
-        found = [
-            self._one(model, tokenizer, text) for text in texts
-        ]  # no padding: what stands beside it changes nothing
-        return torch.stack(found)
+        return torch.stack([self._one(model, tokenizer, text) for text in texts])
 
+    def hypotheses(self, texts: Sequence[str]) -> Tensor:
+        model, tokenizer = load_transformer(self.model, self.device)
+        with torch.no_grad():
+            known = {text: self._one(model, tokenizer, text) for text in dict.fromkeys(texts)}
+        return torch.stack([known[text] for text in texts]).float().cpu()
+
+    # one at a time, without padding: what stands beside a text changes nothing
     def _one(self, model: Any, tokenizer: Any, text: str) -> Tensor:
         ids: Sequence[int] = tokenizer(text)["input_ids"][-self.max_length :]
         hidden: Tensor = model(input_ids=torch.tensor([ids], device=self.device)).last_hidden_state[0]

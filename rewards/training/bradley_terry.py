@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -19,36 +18,20 @@ from rewards.evaluation.accuracy import accuracy
 from rewards.evaluation.pairs import Pair, Source, as_samples
 from rewards.evaluation.scoring import Scored
 from rewards.training.backbones import Backbone
+from rewards.training.fitting import Fitting, split
 from rewards.training.trained import Head, write_head
-
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class TrainBradleyTerry:
-    """`mmrl rewards train`: fits a head (one layer, or with `hidden` two) on `pairs`. A tenth of the clusters stops it
-    at the epoch of their least loss, another tenth is measured once, at the end. Writes head.safetensors and head.json,
-    which `rewards.training.Trained` reads."""
+class TrainBradleyTerry(Fitting):
+    """`mmrl rewards train`: fits a head on `pairs`. Writes head.safetensors and head.json, which
+    `rewards.training.Trained` reads."""
 
     backbone: Backbone
     pairs: Source
-    hidden: int = 0
-    epochs: int = 200
-    lr: float = 3.0e-3
-    weight_decay: float = 0.01
-    batch: int = 64
-    seed: int = 0
     verb = "rewards train"
     at_once = 1
     """How many outputs the head reads at once."""
-
-    def __post_init__(self) -> None:
-        least = {"hidden": (self.hidden, 0), "epochs": (self.epochs, 1), "batch": (self.batch, 1)}
-        for name, (value, smallest) in least.items():
-            if value < smallest:
-                raise ValueError(f"{name} is {value}: give {smallest} or more")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}: give a number above 0")
 
     def read(self, vectors: Tensor) -> Tensor:
         """What the head reads (n, 2, width) of the vectors (n, 2, D) of pairs."""
@@ -75,10 +58,10 @@ class TrainBradleyTerry:
         if len(kept) < 30:
             raise ValueError(f"{len(kept)} of {len(pairs)} pairs can be read by the backbone: 30 are needed")
         pairs, vectors = [pairs[i] for i in kept], vectors.view(len(usable) // 2, 2, -1)[kept]
-        parts = split(pairs)
-        head, losses = fit(self, vectors, pairs, parts)
+        parts = split([pair.cluster or pair.id for pair in pairs])
+        head, losses = self.fitted(vectors, pairs, parts)
         folder.mkdir(parents=True, exist_ok=True)
-        write_head(folder, head, self.backbone, self.at_once)
+        write_head(folder, head.state_dict(), self.backbone, {"hidden": head.hidden, "at_once": self.at_once})
         found = {part: measured(self, head, vectors, pairs, ids) for part, ids in parts.items()}
         about = {"pairs": {part: len(ids) for part, ids in parts.items()}, "accuracy": found, "validation_loss": losses}
         about["cpu_s"] = round(time.process_time() - began, 2)
@@ -88,48 +71,19 @@ class TrainBradleyTerry:
         print(f"held-out accuracy {test['value']:.3f} {ends}, {test['n']} pairs: {folder}")
         return 0
 
+    def fitted(self, vectors: Tensor, pairs: Sequence[Pair], parts: dict[str, list[int]]) -> tuple[Head, list[float]]:
+        """The head with the least validation loss on vectors (N, 2, D) of pairs, and that loss by epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        vectors = self.read(vectors)
+        flat = vectors[parts["train"]].flatten(0, 1)
+        head = Head.new(vectors.shape[2], self.hidden, flat.mean(0), flat.std(0).clamp(min=1e-4), generator)
+        losses = self.fit(head, lambda ids: head(vectors[ids]), wanted_of(pairs), parts, self.loss, generator)
+        return head, losses
 
-def split(pairs: Sequence[Pair]) -> dict[str, list[int]]:
-    """Which pairs are trained on, 8 tenths, and which stop and measure; those of one cluster stay together. It
-    depends on nothing but their names."""
-    found: dict[str, list[int]] = {part: [] for part in PARTS}
-    for index, pair in enumerate(pairs):
-        place = hashlib.sha256((pair.cluster or pair.id).encode()).digest()[0] % 10
-        found["validation" if place == 0 else "test" if place == 1 else "train"].append(index)
-    return found
 
-
-def fit(
-    config: TrainBradleyTerry, vectors: Tensor, pairs: Sequence[Pair], parts: dict[str, list[int]]
-) -> tuple[Head, list[float]]:
-    """The head with the least validation loss on vectors (N, 2, D) of pairs, and that loss by epoch.
-
-    Raises:
-        ValueError: a part is empty.
-    """
-    for part, ids in parts.items():
-        if not ids:
-            raise ValueError(f"pairs: none of {len(pairs)} falls into the part {part!r}: give more of them")
-    wanted = torch.tensor([0.5 if pair.better is None else float(pair.better == 0) for pair in pairs])
-    train = torch.tensor(parts["train"])
-    generator = torch.Generator().manual_seed(config.seed)
-    vectors = config.read(vectors)
-    flat = vectors[train].flatten(0, 1)
-    head = Head.new(vectors.shape[2], config.hidden, flat.mean(0), flat.std(0).clamp(min=1e-4), generator)
-    optimizer = torch.optim.AdamW(head.parameters(), config.lr, weight_decay=config.weight_decay)
-    validation, best, losses = torch.tensor(parts["validation"]), head.state_dict(), list[float]()
-    for _ in range(config.epochs):
-        for ids in train[torch.randperm(len(train), generator=generator)].split(config.batch):
-            loss = config.loss(head(vectors[ids]), wanted[ids])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            losses.append(float(config.loss(head(vectors[validation]), wanted[validation])))
-        if losses[-1] == min(losses):
-            best = {name: value.clone() for name, value in head.state_dict().items()}
-    head.load_state_dict(best)
-    return head, [round(loss, 5) for loss in losses]
+def wanted_of(pairs: Sequence[Pair]) -> Tensor:
+    """1 where output 0 is better, 0 where 1 is, 1/2 for a tie (N,)."""
+    return torch.tensor([0.5 if pair.better is None else float(pair.better == 0) for pair in pairs])
 
 
 def preference_loss(scores: Tensor, wanted: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mmrl.types import Samples
 from rewards.pairwise import Meeting, PairJudge
 from rewards.pictures.base import find_path
 from rewards.training.bradley_terry import TrainBradleyTerry
-from rewards.training.trained import check_head, load_head
+from rewards.training.trained import check_folder, load_head
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class TrainedPairwise(PairJudge):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_head("TrainedPairwise", self.folder)
+        check_folder("TrainedPairwise", self.folder)
 
     def first_better(self, samples: Samples, asked: Sequence[Meeting]) -> list[float | None]:
         head, backbone = load_head(find_path(self.folder).resolve(), at_once=2)

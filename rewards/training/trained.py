@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,45 +54,67 @@ class Head(nn.Module):
         return found.squeeze(-1)
 
 
-def write_head(folder: Path, head: Head, backbone: Backbone, at_once: int = 1) -> None:
-    """Write weights as safetensors, and which backbone they read, of how many outputs at once, as JSON."""
-    save_file(head.state_dict(), folder / WEIGHTS)
-    fields = {"fields": asdict(backbone), "hidden": head.hidden, "at_once": at_once}
-    about = {"backbone": type(backbone).__name__, **fields}
+def write_head(folder: Path, weights: Mapping[str, Tensor], backbone: Backbone, sizes: Mapping[str, int]) -> None:
+    """Write weights as safetensors, and which backbone they read and their sizes as JSON."""
+    save_file(dict(weights), folder / WEIGHTS)
+    about = {"backbone": type(backbone).__name__, "fields": asdict(backbone), **sizes}
     (folder / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
 @functools.cache
+def read_head(folder: Path) -> tuple[dict[str, Tensor], Backbone, dict[str, int]]:
+    """Weights, backbone and sizes as they were written.
+
+    Raises:
+        RewardError: the files are not those of a head.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        kinds: dict[str, type[Backbone]] = {"OpenClip": OpenClip, "Transformers": Transformers}
+        backbone = kinds[about.pop("backbone")](**about.pop("fields"))  # none but these: a file names no code
+        return load_file(folder / WEIGHTS), backbone, {name: int(size) for name, size in about.items()}
+    except Exception as error:  # of any kind: what files hold is anyone's guess
+        raise RewardError(
+            f"the folder {str(folder)!r} holds no head of `mmrl rewards train` ({said(error)}): train it again"
+        ) from error
+
+
+def filled(head: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Put weights from `folder` into a head, and freeze it.
+
+    Raises:
+        RewardError: they are those of another kind of head.
+    """
+    try:
+        head.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RewardError(
+            f"the folder {str(folder)!r} holds another kind of head ({said(error)}): rewards.training.Trained reads "
+            "one of TrainBradleyTerry, TrainedYesNo one of TrainPrinciples"
+        ) from error
+    head.eval().requires_grad_(False)
+
+
 def load_head(folder: Path, at_once: int = 1) -> tuple[Head, Backbone]:
     """The head in `folder`, of so many outputs at once, and the backbone that it was trained on.
 
     Raises:
         RewardError: the files are not those of such a head.
     """
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        kinds: dict[str, type[Backbone]] = {"OpenClip": OpenClip, "Transformers": Transformers}
-        backbone = kinds[about["backbone"]](**about["fields"])  # none but these: a file names no code
-        weights = load_file(folder / WEIGHTS)
-        head = Head(len(weights["shift"]), int(about["hidden"]))
-        head.load_state_dict(weights)
-    except Exception as error:  # of any kind: what files hold is anyone's guess
-        raise RewardError(
-            f"{str(folder)!r} holds no head of `mmrl rewards train` ({said(error)}): train it again"
-        ) from error
-    if about.get("at_once", 1) != at_once:
+    weights, backbone, sizes = read_head(folder)
+    if (found := sizes.get("at_once", 1)) != at_once:
         use = {1: "rewards.training.Trained", 2: "rewards.training.TrainedPairwise"}
-        raise RewardError(
-            f"the head in {str(folder)!r} reads {about['at_once']} outputs at once: use {use[about['at_once']]}"
-        )
-    return head.eval().requires_grad_(False), backbone
+        raise RewardError(f"the head in {str(folder)!r} reads {found} outputs at once: use {use.get(found, 'its own')}")
+    head = Head(len(weights.get("shift", ())), sizes.get("hidden", 0))
+    filled(head, weights, folder)
+    return head, backbone
 
 
-def check_head(reward: str, folder: str) -> None:
-    """That `folder` has a head.
+def check_folder(reward: str, folder: str) -> None:
+    """That there is a head.
 
     Raises:
-        ValueError: it has none.
+        ValueError: there is none.
     """
     if not (find_path(folder) / ABOUT).is_file():
         raise ValueError(f"{reward}.folder {folder!r} has no {ABOUT}: give a folder that `mmrl rewards train` wrote")
@@ -104,7 +127,7 @@ class Trained(RewardFunction):
     folder: str
 
     def __post_init__(self) -> None:
-        check_head("Trained", self.folder)
+        check_folder("Trained", self.folder)
 
     def __call__(self, samples: Samples) -> Scores:
         head, backbone = load_head(find_path(self.folder).resolve())
