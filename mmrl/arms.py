@@ -24,6 +24,7 @@ from pathlib import Path
 import yaml
 
 from mmrl.config import Loaded, load
+from mmrl.run import RunFolder
 from mmrl.yaml_files import ConfigError, flatten, read_yaml
 
 KEYS = ("recipe", "overrides", "arms", "grid", "seeds", "metric", "lower_is_better", "warmup", "start_key",
@@ -152,10 +153,8 @@ def _loaded(run: Run) -> Loaded:
 
 
 def _refuse_changed(file: Path, run: Run) -> None:
-    before, now = flatten(read_yaml(run.folder / "config.yaml")), flatten(yaml.safe_load(_loaded(run).resolved))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
+    if changed := RunFolder(run.folder).changed(flatten(yaml.safe_load(_loaded(run).resolved))):
         raise ConfigError(
-            f"{file}: {run.folder} was run with other values of {', '.join(changed[:5])}: name another folder with "
+            f"{file}: {run.folder} was run with other values of {'; '.join(changed[:5])}: name another folder with "
             "--run, or remove that one"
         )

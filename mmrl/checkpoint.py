@@ -87,11 +87,11 @@ def _write(folder: Path, policy: Policy, tensors: Mapping[str, object], state: S
     step = state.step
     final = folder / f"step_{step:06d}"
     best = None if state.best_step is None else f"step_{state.best_step:06d}"
-    if latest(folder) == final:  # nothing was trained since
-        _make_up(final, state, best)
-        return final
     aside = folder / f".writing_{step:06d}"
     try:
+        if latest(folder) == final:  # nothing was trained since
+            _make_up(final, state, best)
+            return final
         for left in (*folder.glob(".writing_*"), *folder.glob(".removing_*")):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         (aside / "policy").mkdir(parents=True)

@@ -117,7 +117,7 @@ class FindMixture:
             "pilots": [_told(fit, *one) for one in zip(self.fitted, pilots, strict=True)],
             "held_out": [_told(fit, *one) for one in zip(self.unseen, held_out, strict=True)],
             "worth": {
-                "left_out": worth(left_out, scores, statistics.fmean(scores)),
+                "left_out": worth(left_out, scores, _mean_of_others(scores)),
                 **({"held_out": worth([fit.predicted(w) for w in self.unseen], seen, statistics.fmean(scores))}
                    if seen else {}),
             },
@@ -152,9 +152,16 @@ class FindMixture:
         return found
 
 
-def worth(predicted: Sequence[float], measured: Sequence[float], mean: float) -> dict[str, float | None]:
-    """How far off N predictions are on average, beside those of who always says `mean`; and their rank correlation
-    (null where one side has no order)."""
+def _mean_of_others(scores: Sequence[float]) -> list[float]:
+    """Of each score the mean of all others: what is left out is not known."""
+    return [(sum(scores) - score) / (len(scores) - 1) for score in scores]
+
+
+def worth(
+    predicted: Sequence[float], measured: Sequence[float], mean: float | Sequence[float]
+) -> dict[str, float | None]:
+    """How far off N predictions are on average, beside those of who always says `mean`, or one of N of them; and their
+    rank correlation (null where one side has no order)."""
     known = len(set(predicted)) > 1 and len(set(measured)) > 1
     return {
         "error": float(np.abs(np.subtract(predicted, measured)).mean()),

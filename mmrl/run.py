@@ -158,6 +158,16 @@ class RunFolder:
         folder = self.path / START
         return folder if folder.is_dir() else None
 
+    def changed(self, now: Mapping[str, object], may: tuple[str, ...] = ()) -> list[str]:
+        """`key: before -> now` of every dotted key of its config that is another one in `now`, but for those that begin
+        as in `may`, and those in PATIENCE."""
+        before = flatten(read_yaml(self.path / "config.yaml"))
+        return [
+            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not (may and key.startswith(may)) and not key.endswith(PATIENCE)
+        ]
+
     def check_resumable(self, now: Mapping[str, object]) -> None:
         """Compare the resolved config of the run with `now`, both flattened to dotted keys.
 
@@ -167,13 +177,7 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.exists():
             raise RunFolderError(f"{self.path} holds no run to resume (no config.yaml): start it without --resume")
-        before = flatten(read_yaml(path))
-        changed = [
-            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted({*before, *now})
-            if before.get(key) != now.get(key) and not key.startswith(RESUMABLE) and not key.endswith(PATIENCE)
-        ]
-        if changed:
+        if changed := self.changed(now, RESUMABLE):
             raise RunFolderError(
                 f"{self.path} was started with another config ({'; '.join(changed[:5])}): "
                 f"only {', '.join(RESUMABLE)} may change on --resume; for the rest start a new run from its "

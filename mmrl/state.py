@@ -33,6 +33,15 @@ class State:
     best_eval: dict[str, dict[str, float]] = field(default_factory=dict)
     unevaluated: bool = False
     """Whether an evaluation after this step failed, on a reward say, and is to be made up for."""
+    looked: int = 0
+    """The last step after which it was looked whether to evaluate, to stop and to save."""
+    evaluated: int = 0
+    """The last step with a whole evaluation, as before and after a run."""
+
+    def owes_a_look(self, done: bool) -> bool:
+        """Whether a run that goes on has to look first: it was ended between a step and its look, or is done with
+        figures that are of an earlier step."""
+        return self.unevaluated or self.looked != self.step or (done and self.evaluated != self.step)
 
 
 def read_state(found: Path) -> State:

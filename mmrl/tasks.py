@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import yaml
+
 from mmrl.checkpoint import write_atomically
 from mmrl.commands import train
-from mmrl.config import build, find_class
+from mmrl.config import build, find_class, load
 from mmrl.recipes import find_config, recipe_name
 from mmrl.run import RunFolder, provenance
 from mmrl.user_code import add_code_folders, run_imports
-from mmrl.yaml_files import ConfigError, apply_override, read_yaml
+from mmrl.yaml_files import ConfigError, apply_override, flatten, read_yaml
 
 DATA = (".jsonl", ".json", ".parquet")
 
@@ -65,9 +67,20 @@ def run_task(verb: str, target: str | None, overrides: Sequence[str], folder: Pa
 
 
 def train_missing(runs: Mapping[str, tuple[str, Sequence[str]]], folder: Path) -> int:
-    """Make the training runs that are not finished in `folder`/runs; the exit status of one that was stopped, or 0."""
+    """Make the training runs that are not finished in `folder`/runs; the exit status of one that was stopped, or 0.
+
+    Raises:
+        ConfigError: a run that is there has another config.
+    """
     for label, (recipe, words) in runs.items():
         run = RunFolder(folder / "runs" / label)
+        if (run.path / "config.yaml").is_file():
+            now = flatten(yaml.safe_load(load(recipe, words).resolved))
+            if changed := run.changed(now):
+                raise ConfigError(
+                    f"{run.path} was run with another config ({'; '.join(changed[:5])}): name another folder with "
+                    "--run, or remove that one"
+                )
         if not (run.path / "summary.json").is_file():
             status = train(recipe, words, run.path, resume=(run.path / "config.yaml").is_file())
             if status != 0:

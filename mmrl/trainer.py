@@ -82,7 +82,7 @@ class Trainer:
             if self.watch.note_best(self.state, line):
                 self._save(self._position())
         with interruptible(self._stop), closing(journal):
-            done = self._look(journal, {}) if self.state.unevaluated else self._done()
+            done = self._look(journal, {}) if self.state.owes_a_look(self._done()) else self._done()
             while not done and not self.interrupted:
                 cpu, wall = self._cpu_s(), time.perf_counter()
                 metrics = self.step()
@@ -108,6 +108,7 @@ class Trainer:
         if done and not last:
             metrics |= self._evaluate(journal)
         better = self.watch.note_best(self.state, metrics)
+        self.state.looked = self.state.step
         if better or self._due(self.saving.every) or done or self.interrupted:
             self._save(self._position())
         return done
@@ -197,6 +198,7 @@ class Trainer:
         self.runtime.wait()
         self.state.eval_cpu_s += self._cpu_s() - before
         self.state.eval_after, self.state.unevaluated = found, False
+        self.state.evaluated = self.state.evaluated if between else step
         return {f"eval/{name}": e["value"] for name, e in found.items()}
 
     def _rescue(self, position: Position | None = None) -> None:

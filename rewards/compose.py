@@ -28,6 +28,10 @@ class Compares(RewardFunction):
         equal questions of another round have another one; with None it may remember."""
 
 
+LONGEST_S = 3600.0
+"""How long a reward or a metric may take for a batch where nothing else is said."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One reward of a sum: a RewardFunction, or the dotted path of a plain Python function. It has `timeout_s` seconds
@@ -35,7 +39,7 @@ class Part:
 
     use: RewardFunction | str
     weight: float = 1.0
-    timeout_s: float | None = 3600.0
+    timeout_s: float | None = LONGEST_S
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
@@ -74,7 +78,11 @@ class WeightedSum(RewardFunction):
 
 
 def checked(
-    name: str, function: RewardFunction, samples: Samples, section: str = "rewards", timeout_s: float | None = None
+    name: str,
+    function: RewardFunction,
+    samples: Samples,
+    section: str = "rewards",
+    timeout_s: float | None = LONGEST_S,
 ) -> Scores:
     """The scores of `function`, the part `name` of `section` of the config, if there is one finite number per sample.
 
@@ -89,8 +97,8 @@ def checked(
         raise
     except LateError as error:
         raise RewardError(
-            f"{section}.{name} ({type(function).__name__}) {error} on a batch of {len(samples)} samples: mend it, or "
-            f"raise {section}.{name}.timeout_s, then --resume"
+            f"{section}.{name} ({type(function).__name__}) {error} on a batch of {len(samples)} samples: mend it"
+            + (f", or raise rewards.{name}.timeout_s, then --resume" if section == "rewards" else ", then --resume")
         ) from error
     except Exception as error:
         raise RewardError(

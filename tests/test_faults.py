@@ -80,6 +80,42 @@ def undisturbed(folder: Path) -> list[dict[str, float]]:
     return lines(folder / "whole")
 
 
+def test_a_disk_that_is_full_at_the_last_step_changes_no_result(
+    folder: Path, undisturbed: list[dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is done and saved, its evaluation is not: who goes on makes up for it."""
+    write = MetricWriter.write
+
+    def full(self: MetricWriter, step: int, metrics: dict[str, float]) -> None:
+        if step == STEPS:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, step, metrics)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricWriter, "write", full)
+        assert main(["train", "toy.yaml", "--run", "run"]) != 0
+    assert main(["train", "--run", "run", "--resume"]) == 0
+    whole, found = (json.loads((folder / run / "summary.json").read_text()) for run in ("whole", "run"))
+    assert found["eval_after"] == whole["eval_after"]
+
+
+def test_a_run_that_is_cut_short_tells_figures_of_its_last_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = MetricWriter.write
+
+    def interrupted(self: MetricWriter, step: int, metrics: dict[str, float]) -> None:
+        write(self, step, metrics)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricWriter, "write", interrupted)
+        assert main(["train", "toy.yaml", "--run", "run"]) == 130
+    assert main(["train", "--run", "run", "--resume", "train.steps=2"]) == 0
+    assert main(["train", "toy.yaml", "--run", "short", "train.steps=2"]) == 0
+    short, found = (json.loads((folder / run / "summary.json").read_text()) for run in ("short", "run"))
+    assert found["eval_after"] == short["eval_after"] != found["eval_before"]
+
+
 def raises() -> object:
     raise KeyError("label")
 

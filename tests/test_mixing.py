@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from mmrl.cli import main
 from mmrl.config import load
 from mmrl.mixtures import basis, design
 from mmrl.order import Weighted
-from mmrl.pilots import FindMixture, sentences, worth
+from mmrl.pilots import FindMixture, _mean_of_others, sentences, worth
 from mmrl.runtime import Runtime, RuntimeConfig
+from mmrl.tasks import train_missing
 from mmrl.types import RewardFunction, Samples, Scores
+from mmrl.yaml_files import ConfigError
 from rewards.boxes import BoxIoU
 from rewards.tasks import ByTask
 from rewards.text import AnswerMatch
-from vision.data import Mixed, Placed, Source
+from tests.toy import toy_config
+from vision.data import Mixed, Placed, Source, TableCharts
 
 RUNTIME = Runtime(RuntimeConfig(device="cpu"), seed=3)
 TASKS = ["a"] * 5 + ["b"] * 7 + ["c"] * 3
@@ -226,6 +230,32 @@ def test_worth_is_beside_that_of_the_mean() -> None:
     found = worth([0.1, 0.3], [0.2, 0.2], 0.25)
     assert found["error"] == pytest.approx(0.1) and found["error_of_the_mean"] == pytest.approx(0.05)
     assert found["rank_correlation"] is None
+    others = _mean_of_others([0.1, 0.2, 0.6])
+    assert others == pytest.approx([0.4, 0.35, 0.15])
+    assert worth([0.1, 0.2, 0.6], [0.1, 0.2, 0.6], others)["error_of_the_mean"] == pytest.approx(0.3)
+
+
+def test_finished_pilots_of_another_config_are_no_pilots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_config(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    assert train_missing({"one": ("toy.yaml", ["seed=3"])}, tmp_path) == 0
+    before = (tmp_path / "runs" / "one" / "summary.json").stat().st_mtime_ns
+    assert train_missing({"one": ("toy.yaml", ["seed=3"])}, tmp_path) == 0  # it is there
+    assert (tmp_path / "runs" / "one" / "summary.json").stat().st_mtime_ns == before
+    with pytest.raises(
+        ConfigError, match=r"one was run with another config \(train.steps: 1 -> 2\): name another folder"
+    ):
+        train_missing({"one": ("toy.yaml", ["seed=3", "train.steps=2"])}, tmp_path)
+
+
+def test_mixed_sources_keep_their_own_ids_thoughts_and_drafts() -> None:
+    charts = TableCharts(count=4)
+    mixed = Mixed({"charts": charts})
+    example, own = mixed.examples()[0], charts.examples()[0]
+    assert example.id == f"charts/{own.id}"
+    assert mixed.draft(example, random.Random(0)) == charts.draft(own, random.Random(0))
+    with pytest.raises(ValueError, match="has a column 'task', which is for the name of its source"):
+        Mixed({"outer": mixed}).examples()
 
 
 def test_what_was_trained_in_the_end_is_told_in_pairs() -> None:

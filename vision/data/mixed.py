@@ -39,10 +39,21 @@ class Mixed(Source):
         return self.weights
 
     def thought(self, example: Example) -> str:
-        return self.sources[example.id.partition("/")[0]].thought(example)
+        source, own = self._own(example)
+        return source.thought(own)
+
+    def draft(self, example: Example, chance: random.Random) -> str:
+        source, own = self._own(example)
+        return source.draft(own, chance)
 
     def description(self, example: Example, chance: random.Random) -> str:
-        return self.sources[example.id.partition("/")[0]].description(example, chance)
+        source, own = self._own(example)
+        return source.description(own, chance)
+
+    def _own(self, example: Example) -> tuple[Source, Example]:
+        """The source of an example, and the example as that knows it."""
+        name, _, own = example.id.partition("/")
+        return self.sources[name], replace(example, id=own)
 
     def thought_agrees(self, thought: str, answer: str) -> bool | None:
         """The verdict of the first source that has one: an answer may be judged by another source than its own
@@ -70,4 +81,9 @@ class FewShotOfEach(FewShot):
 
 
 def _named(name: str, example: Example) -> Example:
+    if "task" in example.columns:
+        raise ValueError(
+            f"{example.id} of data.source.sources.{name} has a column 'task', which is for the name of its source: "
+            "give the column another name (data.columns), or do not nest Mixed"
+        )
     return replace(example, id=f"{name}/{example.id}", columns={**example.columns, "task": name})

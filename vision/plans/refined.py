@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from mmrl.resampling import together
 from mmrl.types import Rollout, Samples, Scores
 from rewards.compose import WeightedSum
+from rewards.patience import at_most
 from rewards.rubric import Rubric, refinement
 from vision.conversation import as_samples, in_one_turn
 from vision.encoding import RefusedExample
@@ -52,10 +53,12 @@ class Refined(Plan):
         self, policy: VisionPolicy, rollout: Rollout, answers: AnswerCollector, generator: torch.Generator
     ) -> Rollout:
         rollout = rollout.with_(stats={**rollout.stats, "guided": torch.zeros_like(rollout.logprobs)})
-        name, rubric = rubric_of(answers)
+        name, rubric, patience = rubric_of(answers)
         best = self._best(rollout, name)
         prompts, kept = [], []
-        for row, failed in zip(best, rubric.failed(_of(answers, best)) if best else (), strict=True):
+        with at_most(patience):
+            failures = rubric.failed(_of(answers, best)) if best else ()
+        for row, failed in zip(best, failures, strict=True):
             prompt = _told(answers, row, failed)
             if prompt is not None:
                 prompts.append(prompt)
@@ -87,8 +90,8 @@ class Refined(Plan):
         return found
 
 
-def rubric_of(answers: AnswerCollector) -> tuple[str, Rubric]:
-    """The first rubric of the rewards, and its name.
+def rubric_of(answers: AnswerCollector) -> tuple[str, Rubric, float | None]:
+    """The first rubric of the rewards, with its name, and for how many seconds it may be asked.
 
     Raises:
         ValueError: there is none.
@@ -96,7 +99,7 @@ def rubric_of(answers: AnswerCollector) -> tuple[str, Rubric]:
     parts = answers.reward.parts if isinstance(answers.reward, WeightedSum) else {}
     for name, part in parts.items():
         if isinstance(part.use, Rubric):
-            return name, part.use
+            return name, part.use, part.timeout_s
     raise ValueError(
         f"rollout.plan is Refined and rewards has {sorted(parts)}: give a rewards.rubric.Rubric, whose failed criteria "
         "are what the policy is told"
