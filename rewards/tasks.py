@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,13 @@ class ByTask(RewardFunction):
             raise ValueError("ByTask.uses is empty: name a reward for at least one task")
         for use in self.uses.values():
             Part(use)  # a misspelt one is found out before anything runs
+
+    def check_tasks(self, tasks: Collection[str]) -> None:
+        """Raises:
+        ValueError: a rule is of none of these tasks.
+        """
+        if unknown := [task for task in self.uses if task not in tasks]:
+            raise ValueError(f"ByTask.uses has a rule for {unknown[0]!r}, and the data has the tasks {sorted(tasks)}")
 
     def __call__(self, samples: Samples) -> Scores:
         if "task" not in samples.columns:

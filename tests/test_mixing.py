@@ -123,6 +123,8 @@ def test_by_task_says_what_is_missing() -> None:
         ByTask({"a": AnswerMatch()})(Samples(["x"], {"answer": ["x"]}))
     with pytest.raises(ValueError, match="uses is empty"):
         ByTask({})
+    with pytest.raises(ValueError, match=r"has a rule for 'nmae', and the data has the tasks \['count', 'name'\]"):
+        ByTask({"nmae": AnswerMatch()}).check_tasks(["name", "count"])
     with pytest.raises(ValueError, match="cannot be imported"):
         ByTask({"a": "rewards.text.no_such"})
 

@@ -18,6 +18,7 @@ from mmrl.settings import EvaluateConfig
 from mmrl.trainer import Trainer
 from mmrl.types import Policy, Rollout
 from rewards.compose import Part, WeightedSum
+from rewards.tasks import ByTask
 from vision import example, handover, trial
 from vision.collector import AnswerCollector, RolloutConfig
 from vision.controls import Arm, SFTConfig, run_arms
@@ -202,6 +203,10 @@ class Experiment(TrainingKeys):
                 "controls is all, and data.protocol leaves no demonstrations for SFT: set shots, or controls=cheap"
             )
         weights = self.data.training.task_weights()
+        tasks = {str(example.columns["task"]) for example in split.pool if "task" in example.columns}
+        for part in self.rewards.values():
+            if tasks and isinstance(part.use, ByTask):
+                part.use.check_tasks(tasks)
         answers = AnswerCollector(split.pool, encode, reward, self.rollout, runtime, self.tool, weights)
         evaluator, collector, close = self.evaluator(policy, encode), answers, nothing
         if self.synthetic is not None:
