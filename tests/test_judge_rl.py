@@ -24,11 +24,13 @@ from vision.collector import AnswerCollector, RolloutConfig
 from vision.data import BothOrders, Digits, Example, JudgedDigits
 from vision.data.digits import NAMES
 from vision.data.judged import WORDS, truth
+from vision.demonstrations import DemonstrationCollector
 from vision.evaluation import with_other_pictures
 from vision.judge import TrainedJudge
 from vision.plans import HardPhases, Swapped
 from vision.policy import PolicyConfig
 
+RUNTIME = Runtime(RuntimeConfig(device="cpu"), 0)
 SMALL = ["data.protocol.clusters=20", "data.protocol.pool=4", "data.protocol.evaluation=4", "data.protocol.dev=2"]
 
 
@@ -85,7 +87,7 @@ def test_nothing_stands_in_two_parts_and_the_pool_has_both_orders_beside_each_ot
 def asking(pool: Sequence[Example], prompts: int = 4, **more: object) -> AnswerCollector:
     """What asks `pool` by the plan; nothing is drawn."""
     config = RolloutConfig(prompts=prompts, group=2, plan=Swapped())
-    return AnswerCollector(pool, None, None, config, Runtime(RuntimeConfig(device="cpu"), 0), **more)  # type: ignore[arg-type]
+    return AnswerCollector(pool, None, None, config, RUNTIME, **more)  # type: ignore[arg-type]
 
 
 def test_a_plan_asks_each_pair_once_an_epoch_in_both_orders() -> None:
@@ -106,7 +108,18 @@ def test_a_plan_asks_each_pair_once_an_epoch_in_both_orders() -> None:
     with pytest.raises(ValueError, match="goes through the examples in its own way, and data.source has weights"):
         asking(pool, weights={"digits": 1.0})
     with pytest.raises(ValueError, match="HardPhases, which goes through the examples in its own way"):
-        HardPhases().check_pool(pool, 4, True, Runtime(RuntimeConfig(device="cpu"), 0))
+        HardPhases().check_pool(pool, 4, True, RUNTIME)
+
+
+def test_answers_have_room_for_what_was_demonstrated() -> None:
+    """The longest thought, of zero or four, has 13 tokens; a start that is asked for fewer looks worse than it is."""
+    loaded = load("vision/judge", SMALL).experiment
+    policy = loaded.load_policy(RUNTIME)
+    examples = list(loaded.data.split.demonstrations)
+    shown = DemonstrationCollector(loaded.data.training, examples, [loaded.encoder(policy)], 4, RUNTIME)
+    shown.check_lengths(policy, loaded.rollout.max_new_tokens)
+    with pytest.raises(ValueError, match="rollout.max_new_tokens is 12, and the demonstration of .* has 13 tokens"):
+        shown.check_lengths(policy, 12)
 
 
 # ---- what is paid for -------------------------------------------------------------------------------------

@@ -57,9 +57,7 @@ class DemonstrationCollector(Collector):
         places, mine = self._order.share(self.rows)
         chosen = [self.pairs[number] for number in mine]
         chance = random.Random(self._order.drawn)  # not of the generator: what it draws stays as it was
-        written = [e.style.shown(self.source, example, chance) for example, e in chosen]
-        tokenizer = policy.processor.tokenizer
-        ids = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in written]
+        ids = [self._written(policy, example, e, chance) for example, e in chosen]
         width = max(len(row) for row in ids)
         completions = torch.tensor([row + [policy.pad_id] * (width - len(row)) for row in ids])
         alive = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
@@ -74,6 +72,24 @@ class DemonstrationCollector(Collector):
         return rollout.with_(
             **{n: vars(rollout)[n].to(on) for n in ("logprobs", "mask", "alive", "rewards", "discounts", "group_ids")}
         )
+
+    def check_lengths(self, policy: VisionPolicy, most: int) -> None:
+        """Raises:
+        ValueError: a demonstration has more than `most` tokens, so that an answer like it would be cut off.
+        """
+        chance = random.Random(0)
+        lengths = {len(self._written(policy, example, e, chance)): example.id for example, e in self.pairs}
+        if lengths and max(lengths) > most:
+            raise ValueError(
+                f"rollout.max_new_tokens is {most}, and the demonstration of {lengths[max(lengths)]} has "
+                f"{max(lengths)} tokens: an answer like it would be cut off, so give {max(lengths)} or more"
+            )
+
+    def _written(self, policy: VisionPolicy, example: Example, encode: Encoder, chance: random.Random) -> list[int]:
+        """The tokens of the right answer, as it may be written."""
+        tokenizer = policy.processor.tokenizer
+        text = encode.style.shown(self.source, example, chance)
+        return [*tokenizer.encode(text, add_special_tokens=False), int(tokenizer.eos_token_id)]
 
     def _prompt(self, policy: VisionPolicy, example: Example, encode: Encoder, generator: torch.Generator) -> Prompt:
         """What the right answer follows: the question, or the question, a draft and what was said to it."""

@@ -287,6 +287,7 @@ class Experiment(TrainingKeys):
         encoders = [self.encoder(policy, style) for style in config.styles]
         examples = list(split.demonstrations)
         collector = DemonstrationCollector(self.data.training, examples, encoders, config.rows, runtime, corrections)
+        collector.check_lengths(policy, self.rollout.max_new_tokens)
         parts = Parts(policy, collector, self.evaluator(policy, encoders[0]), MAXIMUM_LIKELIHOOD)
         quietly = EvaluateConfig(every=None)
         summary = Trainer(parts, config.train, runtime, evaluate=quietly, logging=self.logging).fit()
