@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from benchmarks import ahead as bandits
 from mmrl import commands
 from mmrl.advantages import GroupRelative
 from mmrl.aggregates import TokenMean
-from mmrl.ahead import Ahead, Files, InMemory, Sample, SampleStream, Stale, WeightStore
+from mmrl.ahead import Ahead, Files, InMemory, Network, Sample, SampleStream, Stale, WeightStore
+from mmrl.ahead import weights as weights_module
 from mmrl.ahead.feed import Position
 from mmrl.ahead.running import Running
 from mmrl.ahead.source import Here, twin
@@ -120,7 +122,7 @@ def test_what_is_too_old_doubled_failed_or_closed_is_said() -> None:
 # ---- versions of weights ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda folder: InMemory(), Files], ids=["memory", "files"])
+@pytest.mark.parametrize("make", [lambda _: InMemory(), Files, lambda _: Network()], ids=["memory", "files", "network"])
 def test_versions_come_whole_and_go(make: Callable[[Path], WeightStore], tmp_path: Path) -> None:
     store, policy = make(tmp_path), CategoricalPolicy(ToyPolicyConfig(init_seed=1))
     with pytest.raises(VersionError, match="version 0 of the weights is"):
@@ -155,6 +157,28 @@ def test_a_file_that_is_not_as_it_was_written_is_not_loaded(tmp_path: Path) -> N
         path.write_bytes(broken)
         with pytest.raises(VersionError, match="version 7 of the weights in .* is not as it was written"):
             store.get(7)
+
+
+def test_the_network_has_versions_in_pieces_for_readers_that_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "PIECE", 100)
+    monkeypatch.setattr(weights_module, "PATIENCE", timedelta(seconds=1))
+    store, weights = Network(), trained(POLICY)
+    store.publish(3, weights)
+    first = store.reader()()
+    assert first.versions() == [3] and all(torch.equal(first.get(3)[name], weight) for name, weight in weights.items())
+    store.publish(4, weights)
+    del first
+    other = store.reader()()
+    assert other.versions() == [3, 4]
+    assert all(torch.equal(other.get(4)[name], weight) for name, weight in weights.items())
+    store._store.set("3/0", "x" * 100)
+    with pytest.raises(VersionError, match="version 3 of the weights in the store at .* is not as it was written"):
+        other.get(3)
+    store._store.delete_key("4/1")
+    with pytest.raises(VersionError, match="version 4 of the weights was removed while it was read"):
+        other.get(4)
+    with pytest.raises(ValueError, match="InMemory cannot be read from another process"):
+        InMemory().reader()
 
 
 def test_a_twin_shares_what_is_frozen_and_nothing_else() -> None:
@@ -367,7 +391,9 @@ def test_processes_draw_what_a_thread_draws_and_one_that_is_killed_is_replaced(
 
 
 def test_two_processes_share_a_rollout_as_ranks_do(tmp_path: Path) -> None:
-    found = lines(trained_run(tmp_path, "run", "train.ahead={staleness: 1, processes: 2}", "train.steps=2"))
+    found = lines(
+        trained_run(tmp_path, "run", "train.ahead={staleness: 1, processes: 2, weights: network}", "train.steps=2")
+    )
     assert [line["rollout/failed_rows"] for line in found if "update/loss" in line] == [0.0, 0.0]
     state = json.loads((tmp_path / "run" / "checkpoints" / "step_000002" / "state.json").read_text())
     assert state["samples"] == 2 * 16  # 4 prompts of 4 answers, 2 prompts from each

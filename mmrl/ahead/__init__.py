@@ -6,6 +6,6 @@ draws, in this process or in one of its own.
 
 from mmrl.ahead.config import Ahead
 from mmrl.ahead.stream import Sample, SampleStream, Stale
-from mmrl.ahead.weights import Files, InMemory, WeightStore
+from mmrl.ahead.weights import Files, InMemory, Network, WeightStore
 
-__all__ = ["Ahead", "Files", "InMemory", "Sample", "SampleStream", "Stale", "WeightStore"]
+__all__ = ["Ahead", "Files", "InMemory", "Network", "Sample", "SampleStream", "Stale", "WeightStore"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,16 @@ class Ahead:
     staleness is often less, and no two runs need be alike.
 
     `processes` 0 collects in a thread; otherwise so many processes build the experiment again and share a rollout out
-    as ranks do. A process that is lost over a rollout is started again, at most `tries` times for one.
+    as ranks do. A process that is lost over a rollout is started again, at most `tries` times for one. It reads weights
+    from `weights`: "files" in the run folder, or the "network", a store of torch.distributed in the trainer's memory,
+    where that folder's disk is slow.
     """
 
     staleness: int = 1
     exact: bool = True
     processes: int = 0
     tries: int = 3
+    weights: Literal["files", "network"] = "files"
 
     def __post_init__(self) -> None:
         if self.staleness < 0 or self.processes < 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mmrl.ahead.feed import Feed, OnDemand
 from mmrl.ahead.running import Running
 from mmrl.ahead.source import Here, Source, twin
-from mmrl.ahead.weights import Files, InMemory, WeightStore
+from mmrl.ahead.weights import Files, InMemory, Network, WeightStore
 from mmrl.ahead.worker import Elsewhere, Recipe
 from mmrl.parts import Parts
 from mmrl.run import RunFolder
@@ -60,7 +60,7 @@ def feed_of(
         return Running(parts, sources, store, ahead, train.steps, rows, runtime)
     if folder is None:
         raise ValueError(f"train.ahead.processes is {ahead.processes}, which needs a run with a folder: set it to 0")
-    store = Files(folder.path / FOLDER)
+    store = Files(folder.path / FOLDER) if ahead.weights == "files" else Network()
     recipe = Recipe(folder.path / "config.yaml", tuple(overrides), folder.start())
     count = ahead.processes
     sources = [Elsewhere(recipe, store, number, count, ahead.tries) for number in range(count)]

@@ -11,6 +11,7 @@ import pickle
 import resource
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl.ahead.source import Here, Place, Source
 from mmrl.ahead.stream import Sample
-from mmrl.ahead.weights import Files
+from mmrl.ahead.weights import WeightStore
 
 if TYPE_CHECKING:
     from mmrl.parts import Parts
@@ -76,7 +77,7 @@ class Elsewhere(Source):
         WorkerError: of `place` and `draw`: the process cannot be started, or is lost again and again.
     """
 
-    def __init__(self, recipe: Recipe, store: Files, source: int, sources: int, tries: int) -> None:
+    def __init__(self, recipe: Recipe, store: WeightStore, source: int, sources: int, tries: int) -> None:
         self.recipe, self.store, self.source, self.sources, self.tries = recipe, store, source, sources, tries
         self.restarts = 0
         self._cpu_s = 0.0
@@ -144,7 +145,7 @@ class Elsewhere(Source):
     def _launched(self) -> tuple[Any, Connection]:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        arguments = (theirs, self.recipe, self.store.folder, self.source, self.sources)
+        arguments = (theirs, self.recipe, self.store.reader(), self.source, self.sources)
         process = context.Process(target=serve, args=arguments, name="mmrl collector")
         process.start()
         theirs.close()  # so that its end is the end of the pipe
@@ -182,12 +183,12 @@ class Elsewhere(Source):
             self._process.join()
 
 
-def serve(channel: Connection, recipe: Recipe, weights: Path, source: int, sources: int) -> None:
+def serve(channel: Connection, recipe: Recipe, weights: Callable[[], WeightStore], source: int, sources: int) -> None:
     """The process: build, then draw whatever is asked for until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's
     try:
         parts, runtime, resample, micro_rows = recipe.build(source, sources)
-        here = Here(parts, parts.policy, Files(weights), resample, micro_rows, runtime, source)
+        here = Here(parts, parts.policy, weights(), resample, micro_rows, runtime, source)
         _write(channel, here.place())
     except Exception as error:
         _write(channel, _told(error))
