@@ -234,3 +234,11 @@ def test_the_shipped_judge_is_measured_as_any_reward_is(tmp_path: Path) -> None:
     assert found["accuracy"]["value"] > 0.5 and found["applies"]["value"] > 0.8
     assert {"judge/first", "judge/consistent", "judge/accuracy_both"} <= found.keys()
     assert found["judge/repeats"]["value"] == 1
+
+
+def test_an_empty_output_is_judged_as_any_other() -> None:
+    """A policy that is trained by such a judge may write nothing; that ends no run."""
+    picture = JudgedDigits().examples()[0].pictures()[0]
+    samples = Samples(["", "odd"], {"picture": [picture] * 2, "group": [0, 0]})
+    judge = TrainedJudge(PolicyConfig("assets/vision/judge"), max_new_tokens=16)
+    assert judge(samples).values.shape == (2,)
