@@ -80,6 +80,8 @@ results: setup vulkan
 	$(BIN)/python -m benchmarks.parts cost
 	$(BIN)/python -m benchmarks.rewards
 	$(BIN)/python -m benchmarks.judge_rl
+	$(BIN)/python -m benchmarks.principles
+	$(BIN)/python -m benchmarks.pairwise_rl
 	$(BIN)/python -m benchmarks.scale equal
 	$(BIN)/python -m benchmarks.sizing
 	for what in bandit equal digits overlap; do $(BIN)/python -m benchmarks.ahead $$what || exit 1; done
