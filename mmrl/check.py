@@ -19,7 +19,8 @@ from mmrl.masked import grouped
 from mmrl.parts import Parts
 from mmrl.runtime import Runtime
 from mmrl.trainer import Trainer
-from mmrl.verdicts import spread, verdict, zero_spread
+from mmrl.update import make_plan
+from mmrl.verdicts import OK, spread, verdict, zero_spread
 
 SHOWN = 3
 """Best and worst outputs shown."""
@@ -45,7 +46,10 @@ def _tell(experiment: Experiment, parts: Parts, runtime: Runtime) -> None:
     groups = zero_spread(trial)
     shares = [f"{name} {share:.2f}" for name, share in trial.figures.items()]
     told = " · ".join([*shares, *([str(groups)] if grouped(trial.rollout.group_ids) else [])])
-    console.print(f"sampled   {told}   {verdict(trial, groups)}")
+    said = verdict(trial, groups)
+    if said == OK and not bool(make_plan(runtime.gather(trial.rollout), parts.algorithm).credit.advantages.any()):
+        said = "DO NOT START: every advantage is 0 (a group of one has nothing beside it): larger groups, or a critic"
+    console.print(f"sampled   {told}   {said}")
     console.print(f"reward    {rewards(trial)}")
     seconds = _timed_step(trainer)
     _timed_step(Trainer(replace(parts, collector=trial.largest), train, runtime))

@@ -23,6 +23,7 @@ import jsonargparse
 import yaml
 
 from mmrl.experiment import Experiment
+from mmrl.importing import import_code
 from mmrl.recipes import find_config, recipe_name
 from mmrl.user_code import add_code_folders, run_imports
 from mmrl.yaml_files import ConfigError, apply_override, check_values, read_yaml
@@ -106,7 +107,7 @@ def find_class(name: str, path: Path, key: str) -> type:
     module, _, attribute = name.rpartition(".")
     package = name.split(".")[0]
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(import_code(module), attribute)
     except (ModuleNotFoundError, ValueError) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else package
         if missing.split(".")[0] == package:
@@ -116,6 +117,8 @@ def find_class(name: str, path: Path, key: str) -> type:
         raise ConfigError(
             f'{path}: {key} {package!r} needs {missing!r}, which is not installed: `pip install ".[{package}]"`'
         ) from error
+    except ImportError as error:
+        raise ConfigError(f"{path}: {key} {name!r} cannot be imported: {error}") from error
     except AttributeError as error:
         raise ConfigError(f"{path}: {key} {name!r}: {module} has no {attribute}") from error
     if not isinstance(found, type):
@@ -234,7 +237,7 @@ def _names_in(raw: object) -> set[str]:
 def _import(dotted: str) -> type | None:
     module, _, name = dotted.rpartition(".")
     try:
-        found: type = getattr(importlib.import_module(module), name)
+        found: type = getattr(import_code(module), name)
     except (ImportError, AttributeError, ValueError):
         return None
     return found

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -99,6 +100,8 @@ class RunFolder:
         """
         pattern = f"{recipe or '*'}/*/config.yaml"
         found = sorted(root.glob(pattern), key=lambda file: file.stat().st_mtime)
+        begun = [file for file in found if (file.parent / "checkpoints" / "latest").exists()]
+        found = begun or found  # a start that failed before anything was saved is nothing to go on from
         if not found:
             raise RunFolderError(f"no run in {root}/{recipe or ''}: start one with `mmrl train CONFIG`")
         return found[-1].parent
@@ -198,6 +201,15 @@ def find_run(path: Path) -> Path:
     return RunFolder.newest(path.parent.name, path.parent.parent) if path.name == "latest" else path
 
 
+def own_commit() -> str | None:
+    """The commit of the checkout that this package is in; None where it is installed apart from one."""
+    here = Path(__file__).resolve()
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=False)
+    if git(["git", "ls-files", "--error-unmatch", here.name]).returncode:
+        return None  # not under git, or in an environment inside of somebody else's repository
+    return git(["git", "rev-parse", "--verify", "-q", "HEAD"]).stdout.strip() or None
+
+
 def provenance() -> dict[str, object]:
     """Versions, machine and commit."""
     versions = {}
@@ -206,12 +218,10 @@ def provenance() -> dict[str, object]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "rev-parse", "--verify", "-q", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = own_commit()
     return {
         "command": sys.orig_argv[1:],
-        "commit": commit or None,
+        "commit": commit,
         "python": platform.python_version(),
         "versions": versions,
         "machine": f"{platform.machine()}, {platform.system()}",

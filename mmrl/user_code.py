@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
 
+from mmrl.importing import import_code
 from mmrl.yaml_files import ConfigError
 
 
@@ -33,7 +33,7 @@ def run_imports(names: object, path: Path) -> None:
         raise ConfigError(f"{path}: imports is {names!r}: give a list of modules, such as [my_lab.tasks]")
     for name in names:
         try:
-            importlib.import_module(str(name))
+            import_code(str(name))
         except ImportError as error:
             raise ConfigError(
                 f"{path}: imports names {name!r}, which cannot be imported ({error}): put it beside the config or "

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmrl.experiment import Trial
-from mmrl.masked import group_std, group_varies
+from mmrl.masked import group_std, group_varies, grouped
 from mmrl.types import Rollout
 
+OK = "OK to start"
 TOO_HARD, TOO_EASY = 0.20, 0.95
 """Sampled success outside of which RL learns little: almost every group is then all wrong, or all right."""
 MANY_FLAT, LITTLE_SPREAD = 0.5, 0.05
@@ -55,7 +56,8 @@ def verdict(trial: Trial, groups: Groups) -> str:
     if trial.advice is not None:
         return trial.advice
     for name, share in trial.figures.items():
-        return verdict_on_share(name, share)
+        told = verdict_on_share(name, share)
+        return told if told != OK or not grouped(trial.rollout.group_ids) else _verdict_on_spread(trial.rollout, groups)
     return _verdict_on_spread(trial.rollout, groups)
 
 
@@ -70,7 +72,7 @@ def verdict_on_share(name: str, share: float) -> str:
         return f"CAREFUL: {name} below {TOO_HARD:.0%} learns slowly: a better start, easier questions or larger groups"
     if share > TOO_EASY:
         return f"CAREFUL: {name} above {TOO_EASY:.0%} leaves little to learn: harder questions"
-    return "OK to start"
+    return OK
 
 
 def _verdict_on_spread(rollout: Rollout, groups: Groups) -> str:
@@ -88,7 +90,7 @@ def _verdict_on_spread(rollout: Rollout, groups: Groups) -> str:
             f"CAREFUL: the reward hangs on the prompt, hardly on what is made of it (spread {within:.3g} within a "
             f"prompt, {overall:.3g} over all): look at the best and the worst below"
         )
-    return "OK to start"
+    return OK
 
 
 def spread(rollout: Rollout) -> tuple[float, float]:

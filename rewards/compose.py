@@ -77,6 +77,11 @@ class WeightedSum(RewardFunction):
         return Scores(values, applicable, found)
 
 
+def told(function: RewardFunction, error: Exception) -> str:
+    """Whose error this is: the name of a plain function, and where its own code raised it the line, or a class."""
+    return function.called(error) if isinstance(function, Function) else type(function).__name__
+
+
 def checked(
     name: str,
     function: RewardFunction,
@@ -97,12 +102,12 @@ def checked(
         raise
     except LateError as error:
         raise RewardError(
-            f"{section}.{name} ({type(function).__name__}) {error} on a batch of {len(samples)} samples: mend it"
+            f"{section}.{name} ({told(function, error)}) {error} on a batch of {len(samples)} samples: mend it"
             + (f", or raise rewards.{name}.timeout_s, then --resume" if section == "rewards" else ", then --resume")
         ) from error
     except Exception as error:
         raise RewardError(
-            f"{section}.{name} ({type(function).__name__}) raised {type(error).__name__} on a batch of {len(samples)} "
+            f"{section}.{name} ({told(function, error)}) raised {type(error).__name__} on a batch of {len(samples)} "
             f"samples: {error}"
         ) from error
     if not isinstance(scores, Scores):

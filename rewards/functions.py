@@ -6,14 +6,15 @@ None for "not applicable". DDPO's way: `def score(outputs, prompts, metadata) ->
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mmrl.importing import import_code, place
 from mmrl.types import RewardFunction, Samples, Scores
 
 DDPO = ["prompts", "metadata"]
@@ -35,6 +36,11 @@ class Function(RewardFunction):
         if names[1:3] == DDPO:
             return as_scores(function(list(samples.outputs), _prompts(samples), _rows(samples))[0])
         return as_scores(function(**self._arguments(function, samples)))
+
+    def called(self, error: Exception) -> str:
+        """The function's name and, where its own code raised this, the line."""
+        raised = place(error)
+        return self.path if str(Path(__file__).parent) in raised else f"{self.path}, {raised}"
 
     def _arguments(self, function: Callable[..., Any], samples: Samples) -> dict[str, object]:
         given = {"completions": list(samples.outputs), **{n: list(c) for n, c in samples.columns.items()}}
@@ -59,7 +65,7 @@ def find_function(path: str) -> Callable[..., Any]:
     """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(import_code(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"reward function {path!r} cannot be imported ({error}): put it beside the config or where you run"

@@ -79,10 +79,10 @@ def test_the_core_knows_no_domain_no_reward_and_no_heavy_library(name: str) -> N
 
 @pytest.mark.parametrize("name", files("rewards"))
 def test_rewards_know_only_the_records_and_masked_reductions_of_the_core(name: str) -> None:
-    """And, to write a page that looks like all others, mmrl.pages, which knows nothing of runs."""
+    """And how code of the user's own is imported; and, to write a page that looks like all others, mmrl.pages."""
     used = {module for module in imported(name) if module.split(".")[0] == "mmrl"}
     pages = {"mmrl.pages"} if name.endswith("/page.py") else set()
-    assert used <= {"mmrl.types", "mmrl.masked"} | pages
+    assert used <= {"mmrl.types", "mmrl.masked", "mmrl.importing"} | pages
     assert not {module for module in imported("mmrl/pages.py") if module.split(".")[0] == "mmrl"}
     assert not {module.split(".")[0] for module in imported(name)} & {"vision", "diffusion", "vla"}
 

@@ -136,11 +136,11 @@ def is_no_number() -> object:
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [(raises, "rewards.right (Function) raised KeyError on a batch of 16 samples: 'label'"),
+    [(raises, f"of {__file__}) raised KeyError on a batch of 16 samples: 'label'"),
      (is_no_number, "rewards.right is nan for sample 15 (example "),
      (lambda: [1.0], "rewards.right gave (1,) scores for 16 samples"),
-     (lambda: "no scores", "rewards.right (Function) raised ValueError on a batch of 16 samples: it gave str"),
-     (hangs, "rewards.right (Function) gave no answer in 0.5 s on a batch of 16 samples: mend it, or raise "
+     (lambda: "no scores", "rewards.right (tests.test_faults.odd) raised ValueError on a batch of 16 samples: it gave str"),
+     (hangs, "gave no answer in 0.5 s on a batch of 16 samples: mend it, or raise "
              "rewards.right.timeout_s, then --resume")],
     ids=["raises", "NaN", "too few", "words", "hangs"],
 )  # fmt: skip
@@ -183,8 +183,28 @@ def test_no_patience_is_refused(seconds: float) -> None:
 
 
 def test_an_error_of_a_reward_keeps_its_words() -> None:
-    with pytest.raises(RewardError, match=r"rewards.right \(Function\) raised ValueError .* asks for \['state'\]"):
+    with pytest.raises(
+        RewardError, match=r"rewards.right \(tests.test_faults.odd\) raised ValueError .* asks for \['state'\]"
+    ):
         WeightedSum({"right": Part("tests.test_faults.odd")})(Samples(["a"]))
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("def score(completions)\n    return []\n", "mine.py, line 1: expected ':'"),
+     ("LIMIT = undefined_name\n", "NameError: name 'undefined_name' is not defined (line 1 of ")],
+    ids=["syntax", "name"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["rewards.right.use=mine.score", "imports=[mine]"])
+def test_code_of_ones_own_that_does_not_run_is_said_with_its_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], code: str, said: str, key: str
+) -> None:
+    (folder / "mine.py").write_text(code)
+    sys.modules.pop("mine", None)
+    assert main(["train", "toy.yaml", key, "--run", "run"]) == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert "Traceback" not in err
 
 
 # ---- disks ------------------------------------------------------------------------------------------------

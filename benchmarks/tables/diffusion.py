@@ -12,7 +12,7 @@ ASSETS = Path(__file__).parents[2] / "assets"
 
 def compress(found: dict) -> str:
     names = {
-        "rlcm": "RLCM, 4 steps",
+        "rlcm": "RLCM, 4 steps, no KL and no stop rule",
         "rlcm_kl": "RLCM with a weak KL (0.02)",
         "ddpo": "DDPO, 10 steps",
         "ddpo_guided": "DDPO, 10 steps, guidance 2",

@@ -23,7 +23,7 @@ def start(tasks: Sequence[TaskConfig], config: SimulationConfig) -> Simulator:
     fast = sum(task.fast for task in simulator.tasks)
     driver = f"pictures by {rendering.active()}" if config.draws else "states, which need no Vulkan"
     count = f"{len(tasks)} task{'s' * (len(tasks) > 1)}"
-    told = f"{len(simulator)} environments of {count} ({fast} by the fast path) on {config.backend}"
+    told = f"{len(simulator)} environments of {count} ({fast or 'none'} by the fast path) on {config.backend}"
     tqdm.write(f"simulation: {told}; {driver}")  # a bar may stand on this line
     return simulator
 
