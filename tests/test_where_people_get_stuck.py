@@ -325,6 +325,15 @@ def test_check_of_rewards_that_never_apply_says_so(project, capsys):
     assert "worst" not in said
 
 
+def test_check_of_groups_of_one_says_that_nothing_can_be_learnt(project, capsys):
+    (project / "half.py").write_text(
+        "def score(completions, **row):\n    return [float(number % 2) for number, _ in enumerate(completions)]\n"
+    )
+    words = ["rewards={mine: {use: half.score}}", "evaluate.metrics={accuracy: half.score}", "rollout.group=1"]
+    assert main(["check", "config.yaml", *words]) == 0
+    assert "DO NOT START: every advantage is 0" in capsys.readouterr().out
+
+
 # ---- a model that draws ----------------------------------------------------------------------------------
 
 DRAWING = """\
