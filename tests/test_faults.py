@@ -20,6 +20,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ import pytest
 
 from mmrl.cli import main
 from mmrl.metrics import MetricWriter
+from mmrl.run import RunFolder, own_commit, provenance
 from mmrl.types import Samples
 from rewards.compose import Part, RewardError, WeightedSum
 from rewards.patience import LateError, at_most
@@ -359,3 +361,24 @@ def test_a_worker_that_dies_too_often_ends_the_run_which_is_saved(
     assert "saved at step 3" in out + err
     assert main(["train", "--run", "run", "--resume"]) == 0
     assert lines(folder / "run") == undisturbed
+
+
+def test_a_start_that_failed_is_not_the_newest_run(tmp_path: Path) -> None:
+    for age, name in enumerate(("begun", "failed")):
+        config = tmp_path / "toy" / name / "config.yaml"
+        config.parent.mkdir(parents=True)
+        config.write_text("seed: 0\n")
+        os.utime(config, (age, age))
+    assert RunFolder.newest("toy", tmp_path).name == "failed"  # there is no other
+    (tmp_path / "toy" / "begun" / "checkpoints").mkdir()
+    (tmp_path / "toy" / "begun" / "checkpoints" / "latest").write_text("step_000001")
+    assert RunFolder.newest("toy", tmp_path).name == "begun"
+
+
+def test_the_commit_on_record_is_of_this_code_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_home = own_commit()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert own_commit() == provenance()["commit"] == at_home
